@@ -1,0 +1,6 @@
+{#- What the roles need from the distribution, in one transaction: one question to dpkg in a run that changes nothing. #}
+{%- from "redis_sidekiq/map.jinja" import settings with context %}
+
+The distribution's packages are installed:
+  pkg.installed:
+    - pkgs: {{ settings.packages | tojson }}
