@@ -1,0 +1,38 @@
+# Two commands to know: `make demo` and `make test`. Both need root on Debian 12, 13 or a current Ubuntu.
+SALT ?= 3008
+VENV := .venv
+PYTEST := $(VENV)/bin/python -m pytest
+# Tests of one area: make test TESTS=test/unit
+TESTS ?= test/unit test/functional test/integration test/hosts
+
+.PHONY: help demo test soak bench docs clean
+
+help:
+	@echo 'make demo          the whole formula on a real host, from bare to a deploy; KEEP=1 leaves the host up'
+	@echo 'make test          every test; TESTS=test/unit for one layer'
+	@echo 'make soak          the long forms of the proofs'
+	@echo 'make bench         what a run that changes nothing costs, beside the least Salt can do'
+	@echo 'make docs          the reference pages, made from the code'
+	@echo 'make clean         takes down all hosts and removes the virtual environment'
+
+demo:
+	bin/demo $(if $(KEEP),--keep)
+
+test: $(VENV)/.ready
+	$(PYTEST) -m 'not soak' $(TESTS)
+
+soak: $(VENV)/.ready
+	$(PYTEST) -m soak $(TESTS)
+
+bench:
+	bin/bench
+
+docs:
+	python3 tools/pillar_reference.py
+
+clean:
+	bin/host down --all
+	rm -rf $(VENV)
+
+$(VENV)/.ready: tools/venv test/requirements.txt $(wildcard test/constraints/salt-$(SALT)*.txt)
+	tools/venv $(VENV) $(SALT)
