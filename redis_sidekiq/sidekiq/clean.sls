@@ -1,0 +1,34 @@
+{#- Takes away the services, their files and the sudoers file. The app's folders and the deploy user stay: releases,
+    keys and whatever else belongs to him are not the formula's. #}
+{%- from "redis_sidekiq/map.jinja" import settings with context %}
+
+The deploy user {{ settings.deploy.user }} may no longer act on the Sidekiq services:
+  sidekiq.sudoers_absent:
+    - name: {{ settings.deploy.sudoers | tojson }}
+
+{%- for service in settings.sidekiq.services %}
+
+Sidekiq service {{ service.name }} is stopped and disabled:
+  service.dead:
+    - name: {{ service.unit }}
+    - enable: false
+
+{%- for path in ["/etc/systemd/system/" ~ service.unit, service.env_file, "/etc/sidekiq/" ~ service.name ~ ".yml"] %}
+
+{{ path }} is gone:
+  file.absent:
+    - name: {{ path }}
+    - require:
+      - service: Sidekiq service {{ service.name }} is stopped and disabled
+{%- endfor %}
+
+systemd forgets Sidekiq service {{ service.name }}:
+  module.run:
+    - service.systemctl_reload: []
+    - onchanges:
+      - file: /etc/systemd/system/{{ service.unit }}
+{%- endfor %}
+
+The folder for Sidekiq's settings is gone, unless it holds files of others:
+  sidekiq.folder_absent:
+    - name: /etc/sidekiq

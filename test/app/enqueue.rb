@@ -1,0 +1,11 @@
+# bundle exec ruby enqueue.rb COUNT [SECONDS]
+# Enqueues COUNT quick jobs, or as many that each take SECONDS, and prints their jids, a line each.
+require_relative "worker"
+
+count = Integer(ARGV.fetch(0))
+job, args = ARGV[1] ? [SleepJob, [Float(ARGV[1])]] : [QuickJob, []]
+
+# A thousand at a time, as Sidekiq's documentation asks of push_bulk.
+count.times.each_slice(1000) do |slice|
+  puts Sidekiq::Client.push_bulk("class" => job, "args" => slice.map { args })
+end
