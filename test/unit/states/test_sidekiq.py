@@ -1,0 +1,267 @@
+"""The decisions of _states/sidekiq.py, with the execution module's answers given."""
+
+from __future__ import annotations
+
+import pytest
+from salt.exceptions import CommandExecutionError, SaltInvocationError
+
+
+def facts(**more):
+    found = {"unit": "sidekiq.service", "loaded": True, "enabled": True, "active": "active", "pid": 10}
+    return found | {"needs_reload": False, "deployed": True, "changed_since_start": [], **more}
+
+
+GOOD = facts(pid=11)
+
+
+@pytest.fixture
+def state(load):
+    """The state module on a host whose facts are ``state.facts`` (in order, the last stays); acts are in its list."""
+    module = load("_states/sidekiq.py")
+    module.__opts__ = {"test": False}
+    module.acts, module.facts = [], [GOOD]
+    module.record = {"result": True, "comment": "done"}
+
+    def act(name):
+        def run(*args):
+            module.acts.append((name, *args))
+            return module.record
+
+        return run
+
+    module.__salt__ = {
+        "sidekiq.status": lambda name, **kwargs: module.facts.pop(0) if len(module.facts) > 1 else module.facts[0],
+        **{name: act(name) for name in ("sidekiq.start", "sidekiq.restart", "service.enable", "service.systemctl_reload")},
+    }
+    return module
+
+
+NEEDS = {
+    "new unit": (
+        facts(loaded=False, enabled=False, active="inactive", pid=0),
+        ["service.systemctl_reload", "service.enable", "sidekiq.start"],
+        "loaded anew, enabled at boot, started",
+    ),
+    "disabled": (facts(enabled=False), ["service.enable"], "enabled at boot"),
+    "stopped": (facts(active="inactive", pid=0), ["sidekiq.start"], "started"),
+    "failed": (facts(active="failed", pid=0), ["sidekiq.start"], "started"),
+    "starting again and again": (facts(active="activating", pid=0), ["sidekiq.start"], "started"),
+    "older than its files": (
+        facts(changed_since_start=["/etc/sidekiq/sidekiq.env"]),
+        ["sidekiq.restart"],
+        "restarted, because changed: /etc/sidekiq/sidekiq.env",
+    ),
+    "an older unit is loaded": (
+        facts(needs_reload=True),
+        ["service.systemctl_reload", "sidekiq.restart"],
+        "loaded anew, restarted, because it runs with an older unit",
+    ),
+    "not deployed": (
+        facts(deployed=False, loaded=False, enabled=False, active="inactive", pid=0),
+        ["service.systemctl_reload", "service.enable"],
+        "loaded anew, enabled at boot",
+    ),
+}
+
+
+@pytest.mark.parametrize("need", NEEDS)
+def test_running_does_what_is_needed_and_asks_again(state, need):
+    found, acts, _ = NEEDS[need]
+    state.facts = [found, facts(pid=11, deployed=found["deployed"], active="active" if found["deployed"] else "inactive")]
+    ret = state.running("sidekiq", "/srv/app/current")
+    assert (ret["result"], [act[0] for act in state.acts]) == (True, acts)
+    assert ret["changes"]
+
+
+@pytest.mark.parametrize("need", NEEDS)
+def test_running_announces_and_touches_nothing(state, need):
+    state.__opts__["test"] = True
+    state.facts = [NEEDS[need][0]]
+    ret = state.running("sidekiq", "/srv/app/current")
+    assert (ret["result"], state.acts) == (None, [])
+    assert ret["comment"] == f"sidekiq.service would be {NEEDS[need][2]}"
+    assert ret["changes"]
+
+
+@pytest.mark.parametrize("test", [False, True])
+@pytest.mark.parametrize(
+    ("found", "sentence"),
+    [
+        (GOOD, "sidekiq.service works, pid 11"),
+        (
+            facts(deployed=False, active="inactive", pid=0),
+            "sidekiq.service is enabled; there is no release at /srv/app/current yet, the first deploy starts it",
+        ),
+    ],
+)
+def test_running_leaves_what_is_right_alone(state, test, found, sentence):
+    state.__opts__["test"] = test
+    state.facts = [found]
+    ret = state.running("sidekiq", "/srv/app/current")
+    assert ret == {"name": "sidekiq", "result": True, "changes": {}, "comment": sentence}
+    assert state.acts == []
+
+
+def test_running_fails_with_the_records_words(state):
+    state.facts = [facts(active="failed", pid=0)]
+    state.record = {"result": False, "comment": "sidekiq.service did not start; its journal ends with:\nboom"}
+    ret = state.running("sidekiq", "/srv/app/current")
+    assert (ret["result"], ret["comment"]) == (False, state.record["comment"])
+
+
+def test_running_fails_when_it_is_still_different(state):
+    state.facts = [facts(enabled=False)]
+    ret = state.running("sidekiq", "/srv/app/current")
+    assert (ret["result"], ret["comment"]) == (False, "sidekiq.service is still to be enabled at boot")
+
+
+@pytest.mark.parametrize("error", [CommandExecutionError, SaltInvocationError])
+def test_no_state_raises(state, error):
+    def fail(*_args, **_kwargs):
+        raise error("a sentence")
+
+    state.__salt__ = dict.fromkeys(
+        ["sidekiq.status", "sidekiq.environment_diff", "sidekiq.sudoers_text", "sidekiq.file_facts", "sidekiq.folder_entries"],
+        fail,
+    )
+    for ret in (
+        state.running("sidekiq", "/c"),
+        state.mod_watch("sidekiq", current="/c"),
+        state.environment_file("/e", "sidekiq"),
+        state.sudoers("/etc/sudoers.d/x", "deploy", ["sidekiq"], ["restart"]),
+        state.sudoers_absent("/etc/sudoers.d/x"),
+        state.folder_absent("/etc/sidekiq"),
+    ):
+        assert (ret["result"], ret["comment"]) == (False, "a sentence")
+
+
+def test_a_watched_change_is_announced_although_the_files_are_still_old(state):
+    state.__opts__["test"] = True
+    ret = state.mod_watch("sidekiq", sfun="running", current="/c", __reqs__={})
+    assert (ret["result"], ret["comment"]) == (
+        None,
+        "sidekiq.service would be restarted, because a file that it watches would change",
+    )
+    assert ret["changes"]
+
+
+def test_a_watched_change_restarts_nothing_that_is_younger_than_its_files(state):
+    ret = state.mod_watch("sidekiq", sfun="running", current="/c")
+    assert (ret["result"], ret["changes"], state.acts) == (True, {}, [])
+
+
+def test_a_watched_change_before_the_first_deploy_is_nothing(state):
+    state.__opts__["test"] = True
+    state.facts = [facts(deployed=False, active="inactive", pid=0)]
+    assert state.mod_watch("sidekiq", current="/c")["result"] is True
+
+
+# environment_file and sudoers ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("test", "diffs", "result", "written"),
+    [
+        (False, [{}], True, 0),
+        (True, [{"added": ["A"]}], None, 0),
+        (False, [{"added": ["A"]}, {}], True, 1),
+        (False, [{"added": ["A"]}, {"mode": {}}], False, 1),
+    ],
+)
+def test_environment_file(state, test, diffs, result, written):
+    state.__opts__["test"] = test
+    writes = []
+    state.__salt__ = {
+        "sidekiq.environment_diff": lambda name, service: diffs.pop(0),
+        "sidekiq.environment_write": lambda name, service: writes.append(name),
+    }
+    ret = state.environment_file("/etc/sidekiq/sidekiq.env", "sidekiq")
+    assert (ret["result"], len(writes)) == (result, written)
+
+
+@pytest.fixture
+def sudo(state):
+    """A sudoers file that is ``sudo.file``; writing makes it right unless ``sudo.refuses``."""
+    right = {"text": "deploy ...\n", "mode": "0440", "owner": "root:root"}
+
+    class Sudo:
+        file: dict = {}
+        check = {"user": "deploy", "missing": [], "beyond": []}
+        validated = written = 0
+        refuses = ""
+
+        def validate(self, text, name):
+            self.validated += 1
+            if self.refuses:
+                raise CommandExecutionError(self.refuses)
+
+        def write(self, name, user, units, verbs):
+            self.validate("", name)
+            self.written += 1
+            self.file = right
+
+    sudo = Sudo()
+    sudo.right = right
+    state.__salt__ = {
+        "sidekiq.sudoers_text": lambda user, units, verbs: right["text"],
+        "sidekiq.file_facts": lambda name: sudo.file,
+        "sidekiq.text_diff": lambda old, new: f"{old}->{new}",
+        "sidekiq.sudoers_validate": sudo.validate,
+        "sidekiq.sudoers_write": sudo.write,
+        "sidekiq.sudo_check": lambda user, units, verbs: sudo.check,
+    }
+    return sudo
+
+
+def sudoers(state):
+    return state.sudoers("/etc/sudoers.d/x", "deploy", ["sidekiq"], ["restart"])
+
+
+@pytest.mark.parametrize("change", [{}, {"text": "old"}, {"mode": "0644"}, {"owner": "0:5"}])
+def test_sudoers_is_written_when_text_mode_or_owner_differ(state, sudo, change):
+    sudo.file = {**sudo.right, **change} if change else {}
+    ret = sudoers(state)
+    assert (ret["result"], sudo.written, bool(ret["changes"])) == (True, 1, True)
+
+
+def test_sudoers_that_is_right_is_left_alone(state, sudo):
+    sudo.file = sudo.right
+    ret = sudoers(state)
+    assert (ret["result"], ret["changes"], sudo.written, sudo.validated) == (True, {}, 0, 0)
+
+
+def test_sudoers_is_validated_in_test_mode_too(state, sudo):
+    state.__opts__["test"] = True
+    ret = sudoers(state)
+    assert (ret["result"], sudo.validated, sudo.written) == (None, 1, 0)
+    sudo.refuses = "visudo refuses the text"
+    ret = sudoers(state)
+    assert (ret["result"], ret["comment"], sudo.written) == (False, "visudo refuses the text", 0)
+
+
+@pytest.mark.parametrize(
+    ("check", "sentence"),
+    [
+        ({"missing": ["/usr/bin/systemctl restart sidekiq"]}, "restart sidekiq is not allowed without a password"),
+        ({"beyond": [{"runas": "ALL", "tags": [], "command": "ALL"}]}, "another rule allows (ALL) ALL"),
+    ],
+)
+def test_sudoers_fails_when_sudo_says_otherwise(state, sudo, check, sentence):
+    sudo.file = sudo.right
+    sudo.check = {**sudo.check, **check}
+    ret = sudoers(state)
+    assert ret["result"] is False
+    assert sentence in ret["comment"]
+
+
+@pytest.mark.parametrize("test", [False, True])
+def test_sudoers_absent(state, test):
+    state.__opts__["test"] = test
+    files = {"/etc/sudoers.d/x": {"text": ""}}
+    state.__salt__ = {"sidekiq.file_facts": lambda name: files.get(name, {}), "sidekiq.sudoers_remove": files.pop}
+    ret = state.sudoers_absent("/etc/sudoers.d/x")
+    assert ret["result"] is (None if test else True)
+    assert ret["changes"] == {"removed": "/etc/sudoers.d/x"}
+    assert bool(files) is test
+    files.clear()
+    assert state.sudoers_absent("/etc/sudoers.d/x")["changes"] == {}
