@@ -1,0 +1,1121 @@
+"""
+UFW as it is, and the acts that change it without ever shutting out ssh.
+
+``_states/ufw_rules.py`` compares and converges; this module asks and acts.
+
+Where the facts come from (ufw 0.36.2):
+
+* ``/etc/ufw/user.rules`` and ``user6.rules``: the rules, one ``### tuple ###`` line each. They are the truth while UFW
+  is off too, when ``ufw status`` shows nothing (``ufw/backend_iptables.py``, ``_read_rules``).
+* ``/etc/default/ufw``: the policies and ``IPV6``. ``/etc/ufw/ufw.conf``: ``ENABLED``.
+* The kernel, over netlink: UFW's chains, how many rules each holds, the built-in policies. ufw writes a file first and
+  the kernel after that, so a run that was cut off in between leaves a rule in the file only; and a firewall that failed
+  to start at boot is still ``ENABLED=yes``. No process is needed to ask.
+
+Whose rule is whose: ours carry the comment ``redis_sidekiq:NAME``. A rule of someone else stays as it is. If it is
+the very rule that is wished, it counts as present and keeps its owner and comment (so clean will not take it away). Only
+a rule that matches the same packets with *another* action is replaced: ufw holds one action for one match.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import errno
+import fcntl
+import glob
+import ipaddress
+import json
+import os
+import re
+import socket
+import struct
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import salt.utils.atomicfile
+import salt.utils.files
+import salt.utils.path
+from salt.exceptions import CommandExecutionError, SaltInvocationError
+
+if TYPE_CHECKING:
+    __salt__: dict[str, Any] = {}
+    __opts__: dict[str, Any] = {}
+
+__virtualname__ = "ufw_rules"
+
+TAG = "redis_sidekiq:"
+ANY = {"4": "0.0.0.0/0", "6": "::/0"}
+RULES = {"4": "/etc/ufw/user.rules", "6": "/etc/ufw/user6.rules"}
+DEFAULTS = "/etc/default/ufw"
+CONF = "/etc/ufw/ufw.conf"
+RECORD = "/var/lib/redis_sidekiq/firewall.json"
+LOCK = "/run/redis_sidekiq-ufw.lock"
+UFW_LOCK = "/run/ufw.lock"
+BOOT_LINK = "/etc/systemd/system/multi-user.target.wants/ufw.service"
+
+# ufw's words for iptables' (ufw/backend.py, _get_default_policy).
+POLICIES = {"ACCEPT": "allow", "DROP": "deny", "REJECT": "reject"}
+DIRECTIONS = {"incoming": "INPUT", "outgoing": "OUTPUT"}
+LETS_IN = ("allow", "limit")
+ACTIONS = (*LETS_IN, "deny", "reject")
+
+LOCK_TIMEOUT = 120  # s: a whole run of ours takes a few seconds
+UFW_TIMEOUT = 120  # s: one ufw command; `enable` takes 0.5 s, more on a host that boots
+
+
+def __virtual__():
+    # Not `which("ufw")`: the package may be installed by the very run that uses this module.
+    return __virtualname__
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Rules: the pillar's form, ufw's tuples, and when two of them are the same
+# --------------------------------------------------------------------------------------------------------------------
+
+
+class Line(NamedTuple):
+    """One ``### tuple ###`` line of ``user.rules`` (family 4) or ``user6.rules`` (family 6)."""
+
+    family: str
+    action: str  # allow, deny, reject, limit; also allow_log, route:allow, ...
+    proto: str
+    port: str
+    to: str
+    sport: str
+    source: str
+    apps: str
+    direction: str  # in, out, in_eth0, ...
+    comment: str
+
+    @property
+    def match(self):
+        """What ufw holds one rule for: everything but action and comment (``UFWRule.match``)."""
+        route = self.action.startswith("route:")
+        return (
+            self.family,
+            route,
+            self.proto,
+            self.port,
+            self.to,
+            self.sport,
+            self.source,
+            self.apps,
+            self.direction,
+        )
+
+    @property
+    def ours(self):
+        return self.comment.startswith(TAG)
+
+    @property
+    def verb(self):
+        """``allow`` of ``allow_log`` and of ``route:allow``."""
+        return self.action.rpartition(":")[2].partition("_")[0]
+
+    @property
+    def lets_in(self):
+        return self.verb in LETS_IN
+
+
+def _network(text, family):
+    """An address or CIDR as ufw writes it: no host bits, no ``/32``; ``any`` as the family's all-zero network."""
+    if text == "any":
+        return ANY[family]
+    network = ipaddress.ip_network(text, strict=False)
+    if network.prefixlen == network.max_prefixlen:
+        return str(network.network_address)
+    return str(network)
+
+
+def _parse_line(text, family):
+    """A ``### tuple ###`` line as :class:`Line`; ``None`` for any other line, and for a malformed one, which ufw skips."""
+    if not text.startswith("### tuple ###"):
+        return None
+    text, _, comment = text[len("### tuple ###") :].partition(" comment=")
+    words = text.split()
+    if len(words) not in (6, 7, 8, 9):
+        return None
+    # Six and eight words: the form of old releases, without a direction (_read_rules).
+    direction = words.pop() if len(words) in (7, 9) else "in"
+    action, proto, port, to, sport, source, *apps = words
+    try:
+        comment = bytes.fromhex(comment.strip()).decode("utf-8", "backslashreplace")
+        to, source = _network(to, family), _network(source, family)
+    except ValueError:
+        return None
+    return Line(family, action, proto, port, to, sport, source, " ".join(apps), direction, comment)
+
+
+def _families(rule, ipv6):
+    """``46`` for a rule from anywhere; for a CIDR its own family."""
+    if rule["from"] == "any":
+        return "46" if ipv6 else "4"
+    try:
+        family = str(ipaddress.ip_network(rule["from"], strict=False).version)
+    except ValueError as exc:
+        raise SaltInvocationError(
+            f"Rule {rule['name']}: found from {rule['from']!r}; allowed: any, an address or a CIDR like 10.0.0.0/8"
+        ) from exc
+    if family == "6" and not ipv6:
+        raise SaltInvocationError(
+            f"Rule {rule['name']}: from {rule['from']} is IPv6, but IPv6 is off for UFW here: "
+            f"set IPV6=yes in {DEFAULTS}, or take the rule out"
+        )
+    return family
+
+
+def _check_rule(rule):
+    """The pillar's rule with its defaults, all values strings; a wrong one is refused before ufw sees it."""
+    rule = {"action": "allow", "proto": "tcp", "from": "any", **rule}
+    rule = {key: str(value) for key, value in rule.items()}
+    unknown = sorted(set(rule) - {"name", "action", "port", "proto", "from"})
+    ports = re.fullmatch(r"(\d{1,5})(?::(\d{1,5}))?", rule.get("port", ""))
+    problem = ""
+    if unknown:
+        problem = f"unknown keys {', '.join(unknown)}; allowed: name, action, port, proto, from"
+    elif not re.fullmatch(r"[A-Za-z0-9_.-]+", rule.get("name", "")):
+        problem = f"found name {rule.get('name', '')!r}; allowed: letters, digits, and _ . -"
+    elif rule["action"] not in ACTIONS:
+        problem = f"found action {rule['action']!r}; allowed: {', '.join(ACTIONS)}"
+    elif rule["proto"] not in ("tcp", "udp", "any"):
+        problem = f"found proto {rule['proto']!r}; allowed: tcp, udp, any"
+    elif not ports or not all(1 <= int(port) <= 65535 for port in ports.groups() if port):
+        problem = f"found port {rule.get('port', '')!r}; allowed: 1 to 65535, or a range like 6000:6010"
+    elif ports[2] and int(ports[1]) >= int(ports[2]):
+        problem = f"found port {rule['port']!r}; a range goes from the lower port to the higher one"
+    elif ports[2] and rule["proto"] == "any":
+        problem = "a range of ports needs proto tcp or udp"
+    if problem:
+        raise SaltInvocationError(f"Rule {rule.get('name', '?')}: {problem}")
+    return rule
+
+
+def _wished(rules, ipv6):
+    """The pillar's rules as the tuples that ufw will make of them, in the pillar's order."""
+    wish = {}
+    for rule in map(_check_rule, rules):
+        for family in _families(rule, ipv6):
+            line = Line(
+                family,
+                rule["action"],
+                rule["proto"],
+                rule["port"],
+                ANY[family],
+                "any",
+                _network(rule["from"], family),
+                "",
+                "in",
+                TAG + rule["name"],
+            )
+            known = wish.setdefault(line.match, line)
+            if known.action != line.action:
+                raise SaltInvocationError(
+                    f"Rules {_name(known)} and {rule['name']} match the same packets, one with {known.action}, "
+                    f"one with {line.action}: take one of them out"
+                )
+    return list(wish.values())
+
+
+def _name(line):
+    return line.comment[len(TAG) :] if line.ours else ""
+
+
+def _describe(lines, ipv6=True):
+    """``ssh: allow tcp 22 from any``: one line for the v4 and the v6 form of a rule from anywhere."""
+    families = collections.defaultdict(str)
+    for line in lines:
+        source = "any" if line.source == ANY[line.family] else line.source
+        owner = f"{_name(line)}: " if line.ours else ""
+        families[owner + f"{line.action} {line.proto} {line.port} from {source}"] += line.family
+    return [
+        text + (f" (IPv{found} only)" if ipv6 and text.endswith("from any") and len(found) == 1 else "")
+        for text, found in families.items()
+    ]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Comparing tuples: pure functions over two lists of Line, the files' and the wish
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def _missing(lines, wish):
+    """Wished lines that ufw has to write: not there, or there with another action, or ours under another name."""
+    present = {line.match: line for line in lines}
+    return [line for line in wish if not _serves(present.get(line.match), line)]
+
+
+def _serves(found, line):
+    if found is None or found.action != line.action:
+        return False
+    return found.comment == line.comment or not found.ours
+
+
+def _replaced(lines, wish):
+    """Lines in the files that a missing one will replace in place, because ufw takes both for the same rule."""
+    coming = {line.match for line in _missing(lines, wish)}
+    return [line for line in lines if line.match in coming]
+
+
+def _stale(lines, wish):
+    """Ours that nobody wishes any more."""
+    wished = {line.match for line in wish}
+    return [line for line in lines if line.ours and line.match not in wished]
+
+
+def _ports(text):
+    """Port numbers of a tuple's port as (first, last) pairs; ``any`` is all."""
+    if text == "any":
+        return [(1, 65535)]
+    pairs = [part.partition(":") for part in text.split(",")]
+    return [(int(first), int(last or first)) for first, _, last in pairs]
+
+
+def _overlap(one, other):
+    """Whether a packet can match both lines, so that their order decides."""
+    if one.family != other.family or not ("any" in (one.proto, other.proto) or one.proto == other.proto):
+        return False
+    if not ipaddress.ip_network(one.source).overlaps(ipaddress.ip_network(other.source)):
+        return False
+    return any(
+        first <= other_last and other_first <= last
+        for first, last in _ports(one.port)
+        for other_first, other_last in _ports(other.port)
+    )
+
+
+def _rivals(line, wish):
+    """Wished lines that let in what ``line`` keeps out, as (before it in the pillar, after it in the pillar)."""
+    place = [other.match for other in wish].index(line.match)
+    rivals = [(i, other) for i, other in enumerate(wish) if other.lets_in and _overlap(line, other)]
+    return [other for i, other in rivals if i < place], [other for i, other in rivals if i > place]
+
+
+def _place(lines, line, wish):
+    """Where in its family's list a line that keeps packets out belongs: 1-based, before its rivals; 0 = at the end."""
+    after = {other.match for other in _rivals(line, wish)[1]}
+    family = [other.match for other in lines if other.family == line.family]
+    return next((place for place, match in enumerate(family, 1) if match in after), 0)
+
+
+def _misplaced(lines, wish):
+    """
+    Ours that keep packets out and stand on the wrong side of a line that lets them in: the first match wins in UFW.
+
+    Only these move. A line that lets packets in never does: it would have to be deleted first.
+    """
+    places = {line.match: place for place, line in enumerate(lines)}
+    found = []
+    for line in wish:
+        if line.lets_in or line.match not in places or not lines[places[line.match]].ours:
+            continue
+        before, after = _rivals(line, wish)
+        place = places[line.match]
+        late = any(places.get(other.match, place) < place for other in after)
+        early = any(places.get(other.match, -1) > place for other in before)
+        if late or early:
+            found.append(line)
+    return found
+
+
+def _settled(lines, wish):
+    """The files' lines as they will be before what keeps packets out is added and moved."""
+    new = {line.match: line for line in _missing(lines, wish)}
+    gone = _stale(lines, wish)
+    result = [new.pop(line.match, line) for line in lines if line not in gone]
+    return result + [line for line in new.values() if line.lets_in]
+
+
+def _outcome(lines, wish):
+    """The files' lines as they will be when every wished change is made."""
+    result = _settled(lines, wish)
+    moved = _misplaced(result, wish)
+    there = {line.match for line in result}
+    late = [line for line in _missing(lines, wish) if line.match not in there]
+    result = [line for line in result if line not in moved]
+    for line in late + moved:
+        place = _place(result, line, wish)
+        family = [other for other in result if other.family == line.family]
+        result.insert(result.index(family[place - 1]) if place else len(result), line)
+    return result
+
+
+def _answers(line, port, direction="in"):
+    """Whether a line speaks about new TCP connections to ``port`` (out: to whichever host, that may be the master)."""
+    return (
+        not line.action.startswith("route:")
+        and line.direction.partition("_")[0] == direction
+        and line.proto in ("tcp", "any")
+        and line.sport == "any"
+        and (line.to == ANY[line.family] or (direction == "out" and line.lets_in))
+        and any(first <= port <= last for first, last in _ports(line.port))
+    )
+
+
+def _shut(lines, port, policy, direction="in"):
+    """
+    Whether nobody at all could open a connection to ``port``.
+
+    A rule for one network is enough to be open: whose network that should be is the pillar's business. But one that lets
+    a network in everywhere, like `allow from 192.0.2.7`, was not written for ssh.
+    """
+    verdicts = []
+    for family in "46":
+        verdict = None
+        for line in lines:
+            if line.family != family or not _answers(line, port, direction):
+                continue
+            meant = line.port != "any" or line.source == ANY[family]
+            if line.lets_in and meant and line.direction != "in_lo":
+                verdict = "open"
+            elif not line.lets_in and line.source == ANY[family] and "_" not in line.direction:
+                verdict = "shut"
+            if verdict:
+                break
+        verdicts.append(verdict)
+    if "shut" in verdicts:
+        return True
+    return policy != "allow" and "open" not in verdicts
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Facts: files, kernel, sshd
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def _read(path):
+    try:
+        with salt.utils.files.fopen(path, "r", encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except FileNotFoundError:
+        return ""
+
+
+def _assignments(text):
+    """``NAME="value"`` lines of a file that ufw-init sources as shell."""
+    found = re.findall(r"""^(\w+)=["']?([^"'\s#]*)""", text, re.MULTILINE)
+    return dict(found)
+
+
+@contextlib.contextmanager
+def _ufw_idle(root):
+    """Wait until no ufw is writing: it writes its files in place, so they are cut off for a moment (``close_files``)."""
+    try:
+        lock = open(root + UFW_LOCK, encoding="utf-8")
+    except OSError:
+        yield
+        return
+    with lock:
+        fcntl.lockf(lock, fcntl.LOCK_SH)
+        yield
+
+
+def _files(root=""):
+    """What UFW's files say."""
+    with _ufw_idle(root):
+        defaults = _assignments(_read(root + DEFAULTS))
+        conf = _assignments(_read(root + CONF))
+        texts = {family: _read(root + path) for family, path in RULES.items()}
+    ipv6 = defaults.get("IPV6", "yes").lower() == "yes" and os.path.exists("/proc/sys/net/ipv6")
+    families = "46" if ipv6 else "4"
+    return {
+        "installed": bool(defaults),
+        "enabled": conf.get("ENABLED", "no").lower() == "yes",
+        "loglevel": conf.get("LOGLEVEL", "low"),
+        "ipv6": ipv6,
+        **{key: POLICIES.get(defaults.get(f"DEFAULT_{chain}_POLICY", ""), "") for key, chain in DIRECTIONS.items()},
+        "lines": [
+            line for family in families for text in texts[family].splitlines() if (line := _parse_line(text, family))
+        ],
+        # ufw's last line; without it iptables-restore refuses the file, and the next boot would shut everything.
+        "cut_off": [
+            RULES[family] for family in families if defaults and not texts[family].rstrip().endswith("COMMIT")
+        ],
+        "chains": {
+            family: collections.Counter(re.findall(r"^-A (ufw6?-user-(?:in|out)put) ", texts[family], re.MULTILINE))
+            for family in families
+        },
+    }
+
+
+# linux/netfilter/nfnetlink.h, nf_tables.h
+NETLINK_NETFILTER = 12
+NFNL_SUBSYS_NFTABLES = 10
+NFT_MSG_GETCHAIN, NFT_MSG_GETRULE = 4, 7
+NLM_F_REQUEST_DUMP = 0x301
+NLM_F_DUMP_INTR = 0x10
+NLMSG_ERROR, NLMSG_DONE = 2, 3
+# A kernel without nf_tables: nothing is in force, and ufw will say what is missing when it is switched on.
+NO_NFTABLES = (errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT)
+TABLE, RULE_CHAIN, CHAIN_NAME, CHAIN_POLICY = 1, 2, 3, 5
+NFPROTO = {2: "4", 10: "6"}
+
+
+def _netlink_dump(kind):
+    """Every chain or rule of nf_tables as (family, attributes); iptables' tables are there too (iptables-nft(8))."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as netlink:
+        netlink.settimeout(5)
+        netlink.bind((0, 0))
+        header = struct.pack("=IHHII", 20, NFNL_SUBSYS_NFTABLES << 8 | kind, NLM_F_REQUEST_DUMP, 1, 0)
+        netlink.send(header + struct.pack("=BBH", 0, 0, 0))
+        found = []
+        while True:
+            data = netlink.recv(1 << 17)
+            while data:
+                length, message, flags = struct.unpack_from("=IHH", data)
+                if message == NLMSG_ERROR:
+                    code = -struct.unpack_from("=i", data, 16)[0]
+                    raise OSError(code, os.strerror(code))
+                if flags & NLM_F_DUMP_INTR:
+                    raise InterruptedError(errno.EINTR, "the rules changed while they were read")
+                if message == NLMSG_DONE:
+                    return found
+                found.append((data[16], _netlink_attributes(data[20:length])))
+                data = data[length + 3 & ~3 :]
+
+
+def _netlink_attributes(data):
+    attributes = {}
+    while len(data) >= 4:
+        length, kind = struct.unpack_from("=HH", data)
+        attributes[kind & 0x3FFF] = data[4:length]
+        data = data[max(length, 4) + 3 & ~3 :]
+    return attributes
+
+
+def _kernel_nft():
+    """{family: {"policy": {chain: ACCEPT or DROP}, "chains": {chain: number of rules}}} of the filter tables."""
+    kernel = {family: {"policy": {}, "chains": collections.Counter()} for family in "46"}
+    for proto, chain in _netlink_dump(NFT_MSG_GETCHAIN):
+        if proto in NFPROTO and chain.get(TABLE) == b"filter\0":
+            name = chain[CHAIN_NAME].rstrip(b"\0").decode()
+            kernel[NFPROTO[proto]]["chains"][name] = 0
+            if CHAIN_POLICY in chain:
+                policy = struct.unpack("!I", chain[CHAIN_POLICY])[0]
+                kernel[NFPROTO[proto]]["policy"][name] = "ACCEPT" if policy == 1 else "DROP"
+    for proto, rule in _netlink_dump(NFT_MSG_GETRULE):
+        if proto in NFPROTO and rule.get(TABLE) == b"filter\0":
+            kernel[NFPROTO[proto]]["chains"][rule[RULE_CHAIN].rstrip(b"\0").decode()] += 1
+    return kernel
+
+
+def _kernel_legacy():
+    """The same of hosts where ``iptables`` is the legacy one, which nf_tables knows nothing of: two processes."""
+    kernel = {}
+    for family, command in {"4": "iptables", "6": "ip6tables"}.items():
+        found = _run([command, "-S"])
+        kernel[family] = {
+            "policy": dict(re.findall(r"^-P (\S+) (\S+)", found["stdout"], re.MULTILINE)),
+            "chains": collections.Counter(re.findall(r"^-A (\S+)", found["stdout"], re.MULTILINE)),
+        }
+        for name in re.findall(r"^-N (\S+)", found["stdout"], re.MULTILINE):
+            kernel[family]["chains"].setdefault(name, 0)
+    return kernel
+
+
+def _kernel():
+    iptables = salt.utils.path.which("iptables")
+    if iptables and "legacy" in os.path.realpath(iptables):
+        return _kernel_legacy()
+    for attempt in range(5):
+        try:
+            return _kernel_nft()
+        except InterruptedError:
+            time.sleep(0.05 * attempt)
+        except OSError as exc:
+            if exc.errno in NO_NFTABLES:
+                return {family: {"policy": {}, "chains": collections.Counter()} for family in "46"}
+            raise CommandExecutionError(f"The kernel does not tell its packet filter's rules: {exc}") from exc
+    raise CommandExecutionError("The kernel's packet filter keeps changing while it is read: try again")
+
+
+def _kernel_gaps(files, kernel):
+    """Where the kernel is not what the files say, as sentences; none when the firewall is in force."""
+    gaps = []
+    for family, wished in files["chains"].items():
+        prefix, chains = ("ufw", "ufw6")[family == "6"], kernel[family]["chains"]
+        if f"{prefix}-user-input" not in chains:
+            gaps.append(f"IPv{family}: UFW's rules are not in the kernel")
+            continue
+        for chain in (f"{prefix}-user-input", f"{prefix}-user-output"):
+            if chains.get(chain, 0) != wished[chain]:
+                gaps.append(
+                    f"IPv{family}: {chain} holds {chains.get(chain, 0)} rules in the kernel, "
+                    f"{wished[chain]} in {RULES[family]}"
+                )
+        for key, chain in DIRECTIONS.items():
+            policy = "ACCEPT" if files[key] == "allow" else "DROP"
+            if kernel[family]["policy"].get(chain) != policy:
+                gaps.append(f"IPv{family}: the policy of {chain} is not {policy} in the kernel")
+    return gaps
+
+
+def _loaded(kernel):
+    return "ufw-user-input" in kernel["4"]["chains"] or "ufw6-user-input" in kernel["6"]["chains"]
+
+
+def _starts_at_boot(root):
+    return bool(root) or not os.path.isdir("/run/systemd/system") or os.path.lexists(BOOT_LINK)
+
+
+def _facts(root=""):
+    """Files and kernel in one dictionary. A private copy (``root``) has no kernel of its own: its files count alone."""
+    files = _files(root)
+    if root:
+        return {**files, "loaded": files["enabled"], "gaps": [], "boot": True}
+    kernel = _kernel()
+    return {
+        **files,
+        "loaded": _loaded(kernel),
+        "gaps": _kernel_gaps(files, kernel),
+        "boot": _starts_at_boot(root),
+    }
+
+
+def status(root=""):
+    """
+    UFW as it is: files and kernel. Starts no process (two where iptables is the legacy one).
+
+    root
+        A folder that holds a private copy of ``/etc/ufw`` and ``/etc/default/ufw``, as for ``ufw --rootdir``; default:
+        this host.
+
+    Returns a dictionary: ``installed``, ``enabled`` (``ENABLED=yes``), ``loaded`` (UFW's chains are in the kernel),
+    ``gaps`` (sentences: where the kernel differs from the files), ``boot`` (its service starts at boot), ``incoming``
+    and ``outgoing`` (``allow``, ``deny``, ``reject``; empty if unknown), ``ipv6``, and ``rules``: one dictionary per
+    tuple with ``family``, ``action``, ``proto``, ``port``, ``from``, ``comment``, ``ours``.
+
+    Raises CommandExecutionError if the kernel does not answer.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' ufw_rules.status
+    """
+    facts = _facts(root)
+    keys = ("installed", "enabled", "loaded", "gaps", "boot", "incoming", "outgoing", "ipv6")
+    return {
+        **{key: facts[key] for key in keys},
+        "rules": [
+            {
+                "family": line.family,
+                "action": line.action,
+                "proto": line.proto,
+                "port": line.port,
+                "from": "any" if line.source == ANY[line.family] else line.source,
+                "comment": line.comment,
+                "ours": line.ours,
+            }
+            for line in facts["lines"]
+        ],
+    }
+
+
+def _listening_sshd():
+    """Ports on which a running ``sshd`` listens: its configuration may have changed since it started."""
+    inodes = set()
+    for comm in glob.glob("/proc/[0-9]*/comm"):
+        with contextlib.suppress(OSError):
+            if _read(comm).strip() == "sshd":
+                inodes |= {os.readlink(fd) for fd in glob.glob(os.path.dirname(comm) + "/fd/*")}
+    ports = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for row in _read(table).splitlines()[1:]:
+            words = row.split()
+            # proc(5): state 0A is LISTEN, the tenth column the socket's inode.
+            if words[3] == "0A" and f"socket:[{words[9]}]" in inodes:
+                ports.add(int(words[1].rpartition(":")[2], 16))
+    return ports
+
+
+def sshd_ports():
+    """
+    The ports at which this host's sshd can be reached: those of its configuration in force (``sshd -T``) and those on
+    which a running one listens. Empty if there is no sshd. Starts one process.
+
+    Returns a sorted list of port numbers.
+
+    Raises CommandExecutionError if there is an sshd and its ports cannot be told.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' ufw_rules.sshd_ports
+    """
+    listening = _listening_sshd()
+    sshd = salt.utils.path.which("sshd")
+    if not sshd:
+        return sorted(listening)
+    # sshd insists on being called by its full path.
+    found = _run([sshd, "-T"])
+    configured = {int(port) for port in re.findall(r"^port (\d+)", found["stdout"], re.MULTILINE)}
+    if not configured | listening:
+        raise CommandExecutionError(
+            f"sshd is installed, but does not tell its ports: `sshd -T` said: {_words(found)}. "
+            "Put its configuration right, or remove openssh-server; UFW stays as it is until then"
+        )
+    return sorted(configured | listening)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Differences: what a run would change, and what it refuses to
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def differences(rules, incoming="deny", outgoing="allow", enabled=True, root=""):
+    """
+    What :func:`apply` would change. Touches nothing. Starts no process if there is nothing to change, else one
+    (``sshd -T``).
+
+    rules
+        List of rules in the pillar's order, each a dictionary: ``name``; ``action`` allow (default), deny, reject or
+        limit; ``port`` like 22 or ``6000:6010``; ``proto`` tcp (default), udp or any; ``from`` ``any`` (default), an
+        address or a CIDR.
+    incoming, outgoing
+        Policy for packets that no rule matches: allow, deny or reject. Default: deny in, allow out.
+    enabled
+        Whether the firewall is on, now and at boot. Default: true.
+    root
+        A private copy of UFW's files, see :func:`status`.
+
+    Returns a dictionary, empty if all is as wished: ``rules`` (``added``, ``removed``: sentences), ``policies``
+    (``incoming``, ``outgoing``: ``old``, ``new``), ``enabled`` (``old``, ``new``), ``files`` (paths of rule files that
+    were cut off and will be written anew).
+
+    Raises SaltInvocationError if the rules are wrong, and CommandExecutionError if they would shut out ssh.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' ufw_rules.differences '[{"name": "ssh", "port": 22}]'
+    """
+    return _compare(rules, {"incoming": incoming, "outgoing": outgoing}, enabled, root)[0]
+
+
+def _compare(rules, policies, enabled, root):
+    """(changes, facts, wish, sshd's ports); the ports are asked only when something changes and the firewall is to be on"""
+    _check_policies(policies)
+    facts = _facts(root)
+    wish = _wished(rules, facts["ipv6"])
+    changes = _changes(facts, wish, policies, enabled)
+    ports = sshd_ports() if changes and enabled else []
+    if changes and enabled:
+        _refuse_lockout(_outcome(facts["lines"], wish), policies, ports)
+    return changes, facts, wish, ports
+
+
+def _check_policies(policies):
+    for key, value in policies.items():
+        if value not in POLICIES.values():
+            raise SaltInvocationError(f"Found {key} {value!r}; allowed: allow, deny, reject")
+
+
+def _changes(facts, wish, policies, enabled):
+    """Facts against wish, in the form of a state's ``changes``."""
+    lines = facts["lines"]
+    missing = _missing(lines, wish)
+    moved = _misplaced(_settled(lines, wish), wish)
+    added = _describe(missing, facts["ipv6"]) + [f"{text} (moved)" for text in _describe(moved, False)]
+    removed = _describe(_replaced(lines, wish) + _stale(lines, wish), facts["ipv6"])
+    changes = {
+        "rules": {key: found for key, found in {"added": added, "removed": removed}.items() if found},
+        "policies": {
+            key: {"old": facts[key], "new": wished} for key, wished in policies.items() if facts[key] != wished
+        },
+        "enabled": _switch(facts, enabled),
+        "files": facts["cut_off"],
+    }
+    return {key: found for key, found in changes.items() if found}
+
+
+def _switch(facts, enabled):
+    if enabled and not facts["enabled"]:
+        return {"old": False, "new": True}
+    if enabled and facts["gaps"]:
+        return {"old": "; ".join(facts["gaps"]), "new": True}
+    if enabled and not facts["boot"]:
+        return {"old": "not started at boot", "new": True}
+    if not enabled and (facts["enabled"] or facts["loaded"]):
+        return {"old": True, "new": False}
+    return {}
+
+
+def _refuse_lockout(lines, policies, ports):
+    """Refuse what would leave no way in by ssh, or cut this minion off from its master."""
+    shut = [str(port) for port in ports if _shut(lines, port, policies["incoming"])]
+    if shut:
+        raise CommandExecutionError(
+            f"This would shut out ssh: sshd is reached at port {', '.join(shut)}, and no rule would let anyone in there. "
+            f"Add a rule like {{ssh: {{port: {shut[0]}}}}} to redis_sidekiq:firewall:rules. Nothing was changed"
+        )
+    if policies["outgoing"] != "allow" and __opts__.get("file_client") == "remote":
+        masters = [int(__opts__.get("publish_port", 4505)), int(__opts__.get("master_port", 4506))]
+        cut = [str(port) for port in masters if _shut(lines, port, policies["outgoing"], "out")]
+        if cut:
+            raise CommandExecutionError(
+                f"This would cut the minion off from its master: no rule lets connections out to port {', '.join(cut)}. "
+                f"Run `ufw allow out {cut[0]}/tcp` for each first, or leave redis_sidekiq:firewall:outgoing at allow. "
+                "Nothing was changed"
+            )
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Acts. After each of them the host can be cut off from power without shutting out ssh.
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def _run(argv):
+    return __salt__["cmd.run_all"](
+        argv,
+        python_shell=False,
+        env={"LC_ALL": "C", "LANGUAGE": "C"},
+        timeout=UFW_TIMEOUT,
+        ignore_retcode=True,
+    )
+
+
+def _words(found):
+    return "; ".join(filter(None, (found["stderr"].strip(), found["stdout"].strip()))) or f"exit {found['retcode']}"
+
+
+def _ufw(root, *arguments):
+    """One ufw command; what it said. Its exit code 0 proves nothing ("Skipping", "Could not delete"): ask the facts."""
+    relocated = [f"--rootdir={root}", f"--datadir={root}"] if root else []
+    found = _run(["ufw", *relocated, *arguments])
+    if found["retcode"]:
+        raise CommandExecutionError(f"`ufw {' '.join(arguments)}` failed: {_words(found)}")
+    return _words(found)
+
+
+@contextlib.contextmanager
+def _alone(root):
+    """One run of ours at a time: ufw reads its rules *before* it takes its own lock, so two at once lose a rule."""
+    path = root + LOCK
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with salt.utils.files.fopen(path, "a", encoding="utf-8") as lock:
+        for _ in range(LOCK_TIMEOUT * 10):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.1)
+        else:
+            raise CommandExecutionError(f"Another run has been changing UFW for {LOCK_TIMEOUT} s: try again later")
+        yield
+
+
+def apply(rules, incoming="deny", outgoing="allow", enabled=True, root=""):
+    """
+    Bring UFW to the wish: what lets packets in first (ssh before all), then policies if they differ, then what keeps
+    packets out, then ours that left the pillar, and the switch last. ``ufw reset`` is never used.
+
+    While UFW runs, a policy can only be changed by a restart of UFW (``ufw default``). Ports stay reachable during it,
+    but for about a second those that are shut are open; ufw by itself would drop every packet for half a second.
+
+    With the policy ``reject``, ufw refuses connections for some tenths of a second while it starts, ssh too, and a
+    power cut in just that moment leaves the host shut until it boots: ``deny`` has no such moment.
+
+    Parameters as for :func:`differences`.
+
+    Returns what it changed, in the form of :func:`differences`.
+
+    Raises SaltInvocationError if the rules are wrong; CommandExecutionError if they would shut out ssh, with nothing
+    changed, or with ufw's own words if it failed or did not do what it was asked.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' ufw_rules.apply '[{"name": "ssh", "port": 22}, {"name": "http", "port": 80}]'
+    """
+    with _alone(root):
+        policies = {"incoming": incoming, "outgoing": outgoing}
+        changes, facts, wish, ports = _compare(rules, policies, enabled, root)
+        if not changes:
+            return {}
+        if not root and not salt.utils.path.which("ufw"):
+            raise CommandExecutionError("UFW is not installed: install the package ufw")
+        _write_record(root, facts)
+
+        if not enabled and (facts["enabled"] or facts["loaded"]):
+            _ufw(root, "disable")
+        _complete_files(root, facts)
+        _let_in(root, wish, ports)
+        if enabled:
+            # The real lines now, not the plan: ufw may have skipped one.
+            _refuse_lockout(_outcome(_files(root)["lines"], wish), policies, ports)
+        _set_policies(root, policies)
+        _keep_out(root, wish)
+        _delete(root, _stale(_files(root)["lines"], wish))
+        if enabled:
+            _enable(root)
+        return changes
+
+
+def _write_record(root, facts):
+    """How UFW was before our first change, so that clean can put it back. Written once, before that change."""
+    path = root + RECORD
+    if os.path.exists(path):
+        return
+    record = {key: facts[key] for key in ("enabled", "incoming", "outgoing")}
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with salt.utils.atomicfile.atomic_open(path, "w") as file:
+        file.write(json.dumps(record) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _read_record(root):
+    text = _read(root + RECORD)
+    try:
+        return json.loads(text) if text else {}
+    except ValueError as exc:
+        raise CommandExecutionError(
+            f"{RECORD} is damaged ({exc}): write what UFW was before into it, "
+            'like {"enabled": true, "incoming": "deny", "outgoing": "allow"}'
+        ) from exc
+
+
+def _complete_files(root, facts):
+    """Have ufw write a rule file anew that a power cut left incomplete; setting the log level does, to what it was."""
+    if not facts["cut_off"]:
+        return
+    said = _ufw(root, "logging", facts["loglevel"])
+    still = _files(root)["cut_off"]
+    if still:
+        raise CommandExecutionError(f"{', '.join(still)} is incomplete, and ufw did not write it anew. It said: {said}")
+
+
+def _commands(lines):
+    """Rule words for each line; one command for the v4 and the v6 line of a rule from anywhere."""
+    matches = {line.match for line in lines}
+    commands = {}
+    for line in lines:
+        source = line.source
+        twin = line._replace(
+            family="64"[line.family == "6"],
+            to=ANY["64"[line.family == "6"]],
+            source=ANY["64"[line.family == "6"]],
+        )
+        if source == ANY[line.family] and twin.match in matches:
+            source = "any"
+        words = [line.action, "proto", line.proto, "from", source, "to", "any", "port", line.port]
+        commands.setdefault(tuple([*words, "comment", line.comment]), []).append(line)
+    return commands
+
+
+def _prove(root, lines, present, said):
+    """ufw's word is not proof: the files are."""
+    found = {(line.match, line.action, line.comment) for line in _files(root)["lines"]}
+    wrong = [line for line in lines if ((line.match, line.action, line.comment) in found) != present]
+    if wrong:
+        what = "was not added" if present else "was not deleted"
+        raise CommandExecutionError(f"The rule {', '.join(_describe(wrong, False))} {what}. ufw said: {said}")
+
+
+def _let_in(root, wish, ports):
+    """Add the rules that let packets in; those for sshd first."""
+    missing = [line for line in _missing(_files(root)["lines"], wish) if line.lets_in]
+    missing.sort(key=lambda line: not any(_answers(line, port) for port in ports))
+    for words, lines in _commands(missing).items():
+        _prove(root, lines, True, _ufw(root, *words))
+
+
+def _keep_out(root, wish):
+    """Add or move the rules that keep packets out, each before what it must win against."""
+    for line in wish:
+        if line.lets_in:
+            continue
+        lines = _files(root)["lines"]
+        moves = line.match in {other.match for other in _misplaced(lines, wish)}
+        if moves:
+            _delete(root, [other for other in lines if other.match == line.match])
+            lines = _files(root)["lines"]
+        if moves or line in _missing(lines, wish):
+            replaced = any(other.match == line.match for other in lines)
+            place = 0 if replaced else _place(lines, line, wish)
+            # ufw counts the v6 rules on from the last v4 one (frontend.py, set_rule).
+            if place and line.family == "6":
+                place += sum(other.family == "4" for other in lines)
+            insert = ["insert", str(place)] if place else []
+            words = [line.action, "proto", line.proto, "from", line.source, "to", "any", "port", line.port]
+            said = _ufw(root, *insert, *words, "comment", line.comment)
+            _prove(root, [line], True, said)
+    wrong = _misplaced(_files(root)["lines"], wish)
+    if wrong:
+        raise CommandExecutionError(
+            f"{', '.join(_describe(wrong, False))}: this rule must stand between others that stand in the opposite order. "
+            "Delete those with `ufw delete` and apply again"
+        )
+
+
+def _delete(root, lines):
+    # With its comment: ufw then deletes ours only (backend_iptables.py, set_rule).
+    for words, deleted in _commands(lines).items():
+        _prove(root, deleted, False, _ufw(root, "delete", *words))
+
+
+def _open_policies():
+    """
+    Let the built-in chains accept before UFW is restarted.
+
+    ufw-init flushes its chains *before* it lifts DROP (ufw-init-functions, ufw_stop), and whoever is cut off there stays
+    shut out. It sets the policies as its last step, so this costs nothing that its restart does not cost anyway.
+    """
+    for command in ("iptables", "ip6tables"):
+        for chain in ("INPUT", "OUTPUT"):
+            found = _run([command, "-P", chain, "ACCEPT"])
+            # A kernel without IPv6 has no ip6tables to open.
+            if found["retcode"] and command == "iptables":
+                raise CommandExecutionError(f"`iptables -P {chain} ACCEPT` failed: {_words(found)}")
+
+
+def _set_policies(root, policies):
+    """Only those that differ: `ufw default` restarts a running UFW even if nothing changes."""
+    for key, wished in policies.items():
+        facts = _files(root)
+        if facts[key] == wished:
+            continue
+        if facts["enabled"] and not root:
+            _open_policies()
+        said = _ufw(root, "default", wished, key)
+        if _files(root)[key] != wished:
+            raise CommandExecutionError(f"The policy for {key} is still {facts[key]}. ufw said: {said}")
+        if facts["enabled"]:
+            _prove_in_force(root, said)
+
+
+def _sync_files(root):
+    """To the disk: a power cut must not leave ENABLED=yes with rules that were never written."""
+    for path in (*RULES.values(), DEFAULTS, CONF):
+        with contextlib.suppress(FileNotFoundError), salt.utils.files.fopen(root + path, "rb") as file:
+            os.fsync(file.fileno())
+
+
+def _enable(root):
+    """Switch UFW on if it is off, or load it anew if the kernel has something else than the files say."""
+    _sync_files(root)
+    facts = _facts(root)
+    if not facts["boot"]:
+        __salt__["service.enable"]("ufw")
+        if not _starts_at_boot(root):
+            raise CommandExecutionError("ufw.service could not be enabled: is it masked? See `systemctl status ufw`")
+    if not facts["enabled"] or not facts["loaded"]:
+        try:
+            said = _ufw(root, "--force", "enable")
+        except CommandExecutionError as exc:
+            _give_up(root, str(exc))
+        _prove_in_force(root, said)
+    elif facts["gaps"]:
+        _open_policies()
+        said = _words(_run([_ufw_init(), "force-reload"]))
+        _prove_in_force(root, said)
+    _sync_files(root)
+
+
+def _ufw_init():
+    return next((path for path in ("/usr/lib/ufw/ufw-init", "/lib/ufw/ufw-init") if os.path.exists(path)), "ufw-init")
+
+
+def _prove_in_force(root, said):
+    """Look into the kernel: ufw says "active" too when iptables failed and ENABLED was yes before (set_enabled)."""
+    facts = _facts(root)
+    if not facts["enabled"] or facts["gaps"]:
+        gaps = "; ".join(facts["gaps"]) or "ENABLED is not yes"
+        _give_up(root, f"UFW did not start ({gaps}). It said: {said}")
+
+
+def _give_up(root, sentence):
+    """A start that failed half-way may have left DROP without rules: open rather than shut out."""
+    try:
+        _ufw(root, "disable")
+    except CommandExecutionError as exc:
+        raise CommandExecutionError(f"{sentence}. Switching it off again failed too: {exc}") from exc
+    raise CommandExecutionError(f"{sentence}. It was switched off again, so that nobody is shut out")
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The way back
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def leftovers(root=""):
+    """
+    What :func:`withdraw` would change. Touches nothing.
+
+    root
+        A private copy of UFW's files, see :func:`status`.
+
+    Returns a dictionary: ``changes`` (in the form of :func:`differences`) and ``kept`` (our rules that stay, because
+    without them sshd could not be reached any more: sentences).
+
+    Raises CommandExecutionError if sshd's ports cannot be told.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' ufw_rules.leftovers
+    """
+    changes, kept, _ = _way_back(root)
+    return {"changes": changes, "kept": _describe(kept, False)}
+
+
+def _way_back(root):
+    """(changes, lines of ours that stay, policies to put back)"""
+    facts, record = _facts(root), _read_record(root)
+    ours = [line for line in facts["lines"] if line.ours]
+    policies = {key: record[key] for key in DIRECTIONS if record.get(key) not in (None, "", facts[key])}
+    # Without a record nobody knows; leaving the firewall on is then the lesser surprise.
+    switch_off = not record.get("enabled", True) and (facts["enabled"] or facts["loaded"])
+    kept = []
+    if ours and (facts["enabled"] or facts["loaded"]) and not switch_off:
+        kept = _needed_for_ssh(facts["lines"], policies.get("incoming", facts["incoming"]))
+    gone = [line for line in ours if line not in kept]
+    changes = {
+        "rules": {"removed": _describe(gone, facts["ipv6"])} if gone else {},
+        "policies": {key: {"old": facts[key], "new": value} for key, value in policies.items()},
+        "enabled": {"old": True, "new": False} if switch_off else {},
+        "record": f"{RECORD} removed" if record else "",
+    }
+    return {key: found for key, found in changes.items() if found}, kept, policies
+
+
+def _needed_for_ssh(lines, incoming):
+    """Our rules without which a port of sshd would be shut."""
+    others = [line for line in lines if not line.ours]
+    shut = [port for port in sshd_ports() if _shut(others, port, incoming)]
+    return [line for line in lines if line.ours and line.lets_in and any(_answers(line, port) for port in shut)]
+
+
+def withdraw(root=""):
+    """
+    Take our rules out and put back what was before our first change. If UFW was off then, it is switched off first. If it
+    was on, the rules without which sshd could not be reached stay.
+
+    root
+        A private copy of UFW's files, see :func:`status`.
+
+    Returns what it changed and what it kept, in the form of :func:`leftovers`.
+
+    Raises CommandExecutionError with ufw's own words if it failed.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' ufw_rules.withdraw
+    """
+    with _alone(root):
+        changes, kept, policies = _way_back(root)
+        if "enabled" in changes:
+            _ufw(root, "disable")
+        _set_policies(root, policies)
+        _delete(root, [line for line in _files(root)["lines"] if line.ours and line not in kept])
+        # Last: until here a run that was cut off finds out again what was before.
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(root + RECORD)
+        return {"changes": changes, "kept": _describe(kept, False)}
