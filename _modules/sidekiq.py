@@ -445,6 +445,19 @@ def sudoers_remove(name: str) -> None:
         raise CommandExecutionError(f"Cannot remove {name}: {err.strerror}") from err
 
 
+def sudo_installed() -> bool:
+    """
+    Whether this host has sudo and its checker, visudo.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' sidekiq.sudo_installed
+    """
+    return bool(salt.utils.path.which("sudo") and salt.utils.path.which("visudo"))
+
+
 def sudo_check(user: str, units: list[str] | None = None, verbs: list[str] | None = None) -> dict[str, Any]:
     """
     What a user may do by sudo, in sudo's own words, beside what the formula means him to do.

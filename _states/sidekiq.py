@@ -167,6 +167,8 @@ def sudoers(name: str, user: str, units: list[str], verbs: list[str]) -> dict[st
         text = __salt__["sidekiq.sudoers_text"](user, units, verbs)
         ret["changes"] = _sudoers_changes(name, text)
         if ret["changes"] and __opts__["test"]:
+            if not __salt__["sidekiq.sudo_installed"]():
+                return _would(ret, f"{name} would be written; visudo has its say once sudo is installed")
             __salt__["sidekiq.sudoers_validate"](text, name)
             return _would(ret, f"{name} would be written; visudo accepts it, alone and with the whole policy")
         if ret["changes"]:

@@ -462,14 +462,14 @@ def rule(command, runas="root", tags=("NOPASSWD",)):
 def test_what_sudo_lists_is_read(sidekiq, version):
     rules = sidekiq._read_sudo_rules(recorded(f"sudo-l-{version}.txt"))
     assert rules == [
-        rule("/usr/bin/systemctl restart sidekiq"),
-        rule("/usr/bin/systemctl restart sidekiq.service"),
         rule("/usr/bin/apt-get update", tags=[]),
         rule("/bin/ls"),
         rule(r"/bin/echo a\, b"),
         rule("/bin/date", tags=["NOPASSWD", "NOEXEC"]),
         rule("/bin/who", tags=["NOEXEC", "PASSWD"]),
         rule("ALL", runas="www-data : adm", tags=[]),
+        rule("/usr/bin/systemctl restart sidekiq"),
+        rule("/usr/bin/systemctl restart sidekiq.service"),
     ]
     assert sidekiq._read_sudo_rules(recorded(f"sudo-l-{version}-none.txt")) == []
 

@@ -185,6 +185,7 @@ def sudo(state):
     right = {"text": "deploy ...\n", "mode": "0440", "owner": "root:root"}
 
     class Sudo:
+        installed = True
         file: dict = {}
         check = {"user": "deploy", "missing": [], "beyond": []}
         validated = written = 0
@@ -203,6 +204,7 @@ def sudo(state):
     sudo = Sudo()
     sudo.right = right
     state.__salt__ = {
+        "sidekiq.sudo_installed": lambda: sudo.installed,
         "sidekiq.sudoers_text": lambda user, units, verbs: right["text"],
         "sidekiq.file_facts": lambda name: sudo.file,
         "sidekiq.text_diff": lambda old, new: f"{old}->{new}",
@@ -228,6 +230,14 @@ def test_sudoers_that_is_right_is_left_alone(state, sudo):
     sudo.file = sudo.right
     ret = sudoers(state)
     assert (ret["result"], ret["changes"], sudo.written, sudo.validated) == (True, {}, 0, 0)
+
+
+def test_sudoers_is_announced_on_a_host_without_sudo(state, sudo):
+    state.__opts__["test"] = True
+    sudo.installed = False
+    ret = sudoers(state)
+    assert (ret["result"], sudo.validated, bool(ret["changes"])) == (None, 0, True)
+    assert "once sudo is installed" in ret["comment"]
 
 
 def test_sudoers_is_validated_in_test_mode_too(state, sudo):
