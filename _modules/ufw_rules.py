@@ -13,8 +13,8 @@ Where the facts come from (ufw 0.36.2):
   to start at boot is still ``ENABLED=yes``. No process is needed to ask.
 
 Whose rule is whose: ours carry the comment ``redis_sidekiq:NAME``. A rule of someone else stays as it is. If it is
-the very rule that is wished, it counts as present and keeps its owner and comment (so clean will not take it away). Only
-a rule that matches the same packets with *another* action is replaced: ufw holds one action for one match.
+the very rule that is wished, it counts as present and keeps its owner and comment (so clean will not take it away).
+Only a rule that matches the same packets with *another* action is replaced: ufw holds one action for one match.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def _network(text, family):
 
 
 def _parse_line(text, family):
-    """A ``### tuple ###`` line as :class:`Line`; ``None`` for any other line, and for a malformed one, which ufw skips."""
+    """A ``### tuple ###`` line as :class:`Line`; ``None`` for other lines and for a malformed one, which ufw skips."""
     if not text.startswith("### tuple ###"):
         return None
     text, _, comment = text[len("### tuple ###") :].partition(" comment=")
@@ -356,8 +356,8 @@ def _shut(lines, port, policy, direction="in"):
     """
     Whether nobody at all could open a connection to ``port``.
 
-    A rule for one network is enough to be open: whose network that should be is the pillar's business. But one that lets
-    a network in everywhere, like `allow from 192.0.2.7`, was not written for ssh.
+    A rule for one network is enough to be open: whose network that should be is the pillar's business. But one that
+    lets a network in everywhere, like `allow from 192.0.2.7`, was not written for ssh.
     """
     verdicts = []
     for family in "46":
@@ -399,9 +399,9 @@ def _assignments(text):
 
 @contextlib.contextmanager
 def _ufw_idle(root):
-    """Wait until no ufw is writing: it writes its files in place, so they are cut off for a moment (``close_files``)."""
+    """Wait until no ufw is writing: it writes its files in place, so they are cut off for a moment (close_files)."""
     try:
-        lock = open(root + UFW_LOCK, encoding="utf-8")
+        lock = salt.utils.files.fopen(root + UFW_LOCK, encoding="utf-8")
     except OSError:
         yield
         return
@@ -428,9 +428,7 @@ def _files(root=""):
             line for family in families for text in texts[family].splitlines() if (line := _parse_line(text, family))
         ],
         # ufw's last line; without it iptables-restore refuses the file, and the next boot would shut everything.
-        "cut_off": [
-            RULES[family] for family in families if defaults and not texts[family].rstrip().endswith("COMMIT")
-        ],
+        "cut_off": [RULES[family] for family in families if defaults and not texts[family].rstrip().endswith("COMMIT")],
         "chains": {
             family: collections.Counter(re.findall(r"^-A (ufw6?-user-(?:in|out)put) ", texts[family], re.MULTILINE))
             for family in families
@@ -552,6 +550,11 @@ def _kernel_gaps(files, kernel):
 
 def _loaded(kernel):
     return "ufw-user-input" in kernel["4"]["chains"] or "ufw6-user-input" in kernel["6"]["chains"]
+
+
+def _on(facts):
+    """On in the files, or still in the kernel."""
+    return facts["enabled"] or facts["loaded"]
 
 
 def _starts_at_boot(root):
@@ -696,7 +699,7 @@ def differences(rules, incoming="deny", outgoing="allow", enabled=True, root="")
 
 
 def _compare(rules, policies, enabled, root):
-    """(changes, facts, wish, sshd's ports); the ports are asked only when something changes and the firewall is to be on"""
+    """(changes, facts, wish, sshd's ports); the ports are asked only if something changes and UFW is to be on."""
     _check_policies(policies)
     facts = _facts(root)
     wish = _wished(rules, facts["ipv6"])
@@ -738,7 +741,7 @@ def _switch(facts, enabled):
         return {"old": "; ".join(facts["gaps"]), "new": True}
     if enabled and not facts["boot"]:
         return {"old": "not started at boot", "new": True}
-    if not enabled and (facts["enabled"] or facts["loaded"]):
+    if not enabled and _on(facts):
         return {"old": True, "new": False}
     return {}
 
@@ -748,15 +751,15 @@ def _refuse_lockout(lines, policies, ports):
     shut = [str(port) for port in ports if _shut(lines, port, policies["incoming"])]
     if shut:
         raise CommandExecutionError(
-            f"This would shut out ssh: sshd is reached at port {', '.join(shut)}, and no rule would let anyone in there. "
-            f"Add a rule like {{ssh: {{port: {shut[0]}}}}} to redis_sidekiq:firewall:rules. Nothing was changed"
+            f"This would shut out ssh: sshd is reached at port {', '.join(shut)}, and no rule would let anyone in "
+            f"there. Add a rule like {{ssh: {{port: {shut[0]}}}}} to redis_sidekiq:firewall:rules. Nothing was changed"
         )
     if policies["outgoing"] != "allow" and __opts__.get("file_client") == "remote":
         masters = [int(__opts__.get("publish_port", 4505)), int(__opts__.get("master_port", 4506))]
         cut = [str(port) for port in masters if _shut(lines, port, policies["outgoing"], "out")]
         if cut:
             raise CommandExecutionError(
-                f"This would cut the minion off from its master: no rule lets connections out to port {', '.join(cut)}. "
+                f"This would cut the minion off from its master: no rule lets it out to port {', '.join(cut)}. "
                 f"Run `ufw allow out {cut[0]}/tcp` for each first, or leave redis_sidekiq:firewall:outgoing at allow. "
                 "Nothing was changed"
             )
@@ -775,6 +778,11 @@ def _run(argv):
         timeout=UFW_TIMEOUT,
         ignore_retcode=True,
     )
+
+
+def _need_ufw():
+    if not salt.utils.path.which("ufw"):
+        raise CommandExecutionError("UFW is not installed: install the package ufw")
 
 
 def _words(found):
@@ -836,12 +844,13 @@ def apply(rules, incoming="deny", outgoing="allow", enabled=True, root=""):
         changes, facts, wish, ports = _compare(rules, policies, enabled, root)
         if not changes:
             return {}
-        if not root and not salt.utils.path.which("ufw"):
-            raise CommandExecutionError("UFW is not installed: install the package ufw")
+        _need_ufw()
         _write_record(root, facts)
 
-        if not enabled and (facts["enabled"] or facts["loaded"]):
-            _ufw(root, "disable")
+        if _on(facts) and (facts["gaps"] or not enabled):
+            # With gaps too: ufw refuses to change a rule while its chains are not all there. Off, it only writes files,
+            # and what a run that was cut off left in the kernel shuts nobody out.
+            _switch_off(root)
         _complete_files(root, facts)
         _let_in(root, wish, ports)
         if enabled:
@@ -903,7 +912,7 @@ def _commands(lines):
         if source == ANY[line.family] and twin.match in matches:
             source = "any"
         words = [line.action, "proto", line.proto, "from", source, "to", "any", "port", line.port]
-        commands.setdefault(tuple([*words, "comment", line.comment]), []).append(line)
+        commands.setdefault((*words, "comment", line.comment), []).append(line)
     return commands
 
 
@@ -947,7 +956,7 @@ def _keep_out(root, wish):
     wrong = _misplaced(_files(root)["lines"], wish)
     if wrong:
         raise CommandExecutionError(
-            f"{', '.join(_describe(wrong, False))}: this rule must stand between others that stand in the opposite order. "
+            f"{', '.join(_describe(wrong, False))}: this must stand between rules that stand in the opposite order. "
             "Delete those with `ufw delete` and apply again"
         )
 
@@ -958,12 +967,18 @@ def _delete(root, lines):
         _prove(root, deleted, False, _ufw(root, "delete", *words))
 
 
+def _switch_off(root):
+    if not root:
+        _open_policies()
+    _ufw(root, "disable")
+
+
 def _open_policies():
     """
-    Let the built-in chains accept before UFW is restarted.
+    Let the built-in chains accept before UFW is stopped or restarted.
 
-    ufw-init flushes its chains *before* it lifts DROP (ufw-init-functions, ufw_stop), and whoever is cut off there stays
-    shut out. It sets the policies as its last step, so this costs nothing that its restart does not cost anyway.
+    ufw-init flushes its chains *before* it lifts DROP (ufw-init-functions, ufw_stop), and whoever is cut off there
+    stays shut out. It sets the policies as its last step, so this costs nothing that its restart does not cost anyway.
     """
     for command in ("iptables", "ip6tables"):
         for chain in ("INPUT", "OUTPUT"):
@@ -996,28 +1011,20 @@ def _sync_files(root):
 
 
 def _enable(root):
-    """Switch UFW on if it is off, or load it anew if the kernel has something else than the files say."""
+    """Switch UFW on if it is off, now and at boot."""
     _sync_files(root)
     facts = _facts(root)
     if not facts["boot"]:
         __salt__["service.enable"]("ufw")
         if not _starts_at_boot(root):
             raise CommandExecutionError("ufw.service could not be enabled: is it masked? See `systemctl status ufw`")
-    if not facts["enabled"] or not facts["loaded"]:
+    if not facts["enabled"] or facts["gaps"]:
         try:
             said = _ufw(root, "--force", "enable")
         except CommandExecutionError as exc:
             _give_up(root, str(exc))
         _prove_in_force(root, said)
-    elif facts["gaps"]:
-        _open_policies()
-        said = _words(_run([_ufw_init(), "force-reload"]))
-        _prove_in_force(root, said)
-    _sync_files(root)
-
-
-def _ufw_init():
-    return next((path for path in ("/usr/lib/ufw/ufw-init", "/lib/ufw/ufw-init") if os.path.exists(path)), "ufw-init")
+        _sync_files(root)
 
 
 def _prove_in_force(root, said):
@@ -1031,7 +1038,7 @@ def _prove_in_force(root, said):
 def _give_up(root, sentence):
     """A start that failed half-way may have left DROP without rules: open rather than shut out."""
     try:
-        _ufw(root, "disable")
+        _switch_off(root)
     except CommandExecutionError as exc:
         raise CommandExecutionError(f"{sentence}. Switching it off again failed too: {exc}") from exc
     raise CommandExecutionError(f"{sentence}. It was switched off again, so that nobody is shut out")
@@ -1065,23 +1072,24 @@ def leftovers(root=""):
 
 
 def _way_back(root):
-    """(changes, lines of ours that stay, policies to put back)"""
+    """(changes, lines of ours that stay, what was before)"""
     facts, record = _facts(root), _read_record(root)
     ours = [line for line in facts["lines"] if line.ours]
-    policies = {key: record[key] for key in DIRECTIONS if record.get(key) not in (None, "", facts[key])}
-    # Without a record nobody knows; leaving the firewall on is then the lesser surprise.
-    switch_off = not record.get("enabled", True) and (facts["enabled"] or facts["loaded"])
-    kept = []
-    if ours and (facts["enabled"] or facts["loaded"]) and not switch_off:
-        kept = _needed_for_ssh(facts["lines"], policies.get("incoming", facts["incoming"]))
+    # Without a record nobody knows what was before; what is now is then the lesser surprise.
+    before = {key: record.get(key) or facts[key] for key in DIRECTIONS}
+    before["enabled"] = record.get("enabled", _on(facts))
+    kept = _needed_for_ssh(facts["lines"], before["incoming"]) if ours and before["enabled"] else []
     gone = [line for line in ours if line not in kept]
-    changes = {
-        "rules": {"removed": _describe(gone, facts["ipv6"])} if gone else {},
-        "policies": {key: {"old": facts[key], "new": value} for key, value in policies.items()},
-        "enabled": {"old": True, "new": False} if switch_off else {},
-        "record": f"{RECORD} removed" if record else "",
-    }
-    return {key: found for key, found in changes.items() if found}, kept, policies
+    policies = {key: before[key] for key in DIRECTIONS}
+    changes = {"rules": {"removed": _describe(gone, facts["ipv6"])}} if gone else {}
+    if record or gone:
+        lines = [line for line in facts["lines"] if line not in gone]
+        changes = {**_changes({**facts, "lines": lines}, kept, policies, before["enabled"]), **changes}
+    if record:
+        changes["record"] = f"{RECORD} removed"
+    if changes.get("enabled", {}).get("new"):
+        _refuse_lockout([line for line in facts["lines"] if line not in gone], policies, sshd_ports())
+    return changes, kept, before
 
 
 def _needed_for_ssh(lines, incoming):
@@ -1093,8 +1101,8 @@ def _needed_for_ssh(lines, incoming):
 
 def withdraw(root=""):
     """
-    Take our rules out and put back what was before our first change. If UFW was off then, it is switched off first. If it
-    was on, the rules without which sshd could not be reached stay.
+    Take our rules out and put back what was before our first change. If UFW was off then, it is switched off first. If
+    it was on, it is on again at the end, and the rules without which sshd could not be reached stay.
 
     root
         A private copy of UFW's files, see :func:`status`.
@@ -1110,11 +1118,17 @@ def withdraw(root=""):
         salt '*' ufw_rules.withdraw
     """
     with _alone(root):
-        changes, kept, policies = _way_back(root)
-        if "enabled" in changes:
-            _ufw(root, "disable")
-        _set_policies(root, policies)
-        _delete(root, [line for line in _files(root)["lines"] if line.ours and line not in kept])
+        changes, kept, before = _way_back(root)
+        if changes:
+            _need_ufw()
+            facts = _facts(root)
+            if _on(facts) and (facts["gaps"] or not before["enabled"]):
+                _switch_off(root)
+            _complete_files(root, facts)
+            _set_policies(root, {key: before[key] for key in DIRECTIONS})
+            _delete(root, [line for line in _files(root)["lines"] if line.ours and line not in kept])
+            if before["enabled"]:
+                _enable(root)
         # Last: until here a run that was cut off finds out again what was before.
         with contextlib.suppress(FileNotFoundError):
             os.unlink(root + RECORD)

@@ -26,18 +26,18 @@ def managed(name, rules, incoming="deny", outgoing="allow", enabled=True, root="
     """
     UFW has these rules of ours, these policies, and is on (or off): in its files and in the kernel.
 
-    Rules of ours carry the comment ``redis_sidekiq:NAME``; one that is not listed any more is deleted. Rules without that
-    comment stay as they are. One that equals a listed rule counts as present and is not taken over; one that matches the
-    same packets with another action is replaced, because ufw holds one action for one match.
+    Rules of ours carry the comment ``redis_sidekiq:NAME``; one that is not listed any more is deleted. Rules without
+    that comment stay as they are. One that equals a listed rule counts as present and is not taken over; one that
+    matches the same packets with another action is replaced, because ufw holds one action for one match.
 
     A run that would leave no way in by ssh changes nothing and fails, with ``test=True`` too.
 
     name
         Any text.
     rules
-        List of rules in the order in which they are to be tried, each a dictionary: ``name``; ``action`` allow (default),
-        deny, reject or limit; ``port`` like 22 or ``6000:6010``; ``proto`` tcp (default), udp or any; ``from`` ``any``
-        (default), an address or a CIDR.
+        List of rules in the order in which they are to be tried, each a dictionary: ``name``; ``action`` allow
+        (default), deny, reject or limit; ``port`` like 22 or ``6000:6010``; ``proto`` tcp (default), udp or any;
+        ``from`` ``any`` (default), an address or a CIDR.
     incoming, outgoing
         Policy for packets that no rule matches: allow, deny or reject. Default: deny in, allow out.
     enabled
@@ -78,8 +78,9 @@ def managed(name, rules, incoming="deny", outgoing="allow", enabled=True, root="
 
 def absent(name, root=""):
     """
-    None of our rules is in UFW any more, and its policies are those of before our first change. If UFW was off then, it is
-    off again. If it was on, those of our rules stay without which sshd could not be reached; the comment names them.
+    None of our rules is in UFW any more, and its policies are those of before our first change. If UFW was off then, it
+    is off again. If it was on, it is on again, and those of our rules stay without which sshd could not be reached; the
+    comment names them.
 
     name
         Any text.
@@ -121,7 +122,9 @@ def _made(planned, function, *args, **kwargs):
     }
     made = {
         "rules": {key: found for key, found in rules.items() if found},
-        "policies": {key: new for key, new in planned.get("policies", {}).items() if key not in left.get("policies", {})},
+        "policies": {
+            key: new for key, new in planned.get("policies", {}).items() if key not in left.get("policies", {})
+        },
         "enabled": planned.get("enabled", {}) if "enabled" not in left else {},
     }
     return {key: found for key, found in made.items() if found}

@@ -17,7 +17,15 @@ def test_status_of_a_copy(modules, copy):
     found = modules.ufw_rules.status(root=copy)
     assert found["enabled"] is True
     assert found["rules"] == [
-        {"family": "4", "action": "allow", "proto": "tcp", "port": "22", "from": "10.0.0.0/8", "comment": "", "ours": False}
+        {
+            "family": "4",
+            "action": "allow",
+            "proto": "tcp",
+            "port": "22",
+            "from": "10.0.0.0/8",
+            "comment": "",
+            "ours": False,
+        }
     ]
 
 

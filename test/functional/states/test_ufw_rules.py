@@ -14,7 +14,7 @@ import pytest
 
 DEFAULTS = 'IPV6=yes\nDEFAULT_INPUT_POLICY="{}"\nDEFAULT_OUTPUT_POLICY="ACCEPT"\nDEFAULT_FORWARD_POLICY="DROP"\n'
 
-UFW = r'''#!{python}
+UFW = r"""#!{python}
 import os, re, sys
 words = sys.argv[1:]
 root = [word.partition("=")[2] for word in words if word.startswith("--rootdir=")][0]
@@ -58,10 +58,12 @@ else:
             lines = [line if old in same else old for old in lines]
         else:
             at = len(lines) if place is None else place - (v4 if family == "6" else 0)
+            if not 0 <= at <= len(lines):
+                sys.exit("ERROR: Invalid position '%d'" % (place + 1))
             lines.insert(at, line)
         open(path, "w").write("\n".join(lines + ["COMMIT", ""]))
     print("Rules updated")
-'''
+"""
 
 SSH, HTTP = {"name": "ssh", "port": 22}, {"name": "http", "port": 80}
 REDIS = {"name": "redis_6379", "port": "6379", "from": "10.1.2.3/8"}
@@ -92,7 +94,9 @@ class Copy:
             if line.startswith("### tuple"):
                 words = line.split()
                 comment = re.search("comment=(.*)", line)
-                found.append(f"{words[3]} {words[5]} {words[8]} {bytes.fromhex(comment[1]).decode() if comment else '-'}")
+                found.append(
+                    f"{words[3]} {words[5]} {words[8]} {bytes.fromhex(comment[1]).decode() if comment else '-'}"
+                )
         return found
 
     def asked(self):
@@ -110,7 +114,10 @@ class Copy:
 def copy(tmp_path, monkeypatch):
     tools = tmp_path / "bin"
     tools.mkdir()
-    for name, text in {"ufw": UFW.replace("{python}", sys.executable), "sshd": "#!/bin/sh\necho port ${SSHD_PORT:-22}\n"}.items():
+    for name, text in {
+        "ufw": UFW.replace("{python}", sys.executable),
+        "sshd": "#!/bin/sh\necho port ${SSHD_PORT:-22}\n",
+    }.items():
         (tools / name).write_text(text)
         (tools / name).chmod(0o755)
     copy = Copy(tmp_path / "copy")
@@ -169,7 +176,12 @@ def test_ssh_first_then_policies_then_denials_then_deletions_then_the_switch(cop
     copy.write("etc/default/ufw", DEFAULTS.format("ACCEPT"))
     copy.asked()
     monkeypatch.setenv("SSHD_PORT", "2222")
-    managed(HTTP, {"name": "block", "port": 80, "action": "deny", "from": "192.0.2.0/24"}, SSH, {"name": "ssh2", "port": 2222})
+    managed(
+        HTTP,
+        {"name": "block", "port": 80, "action": "deny", "from": "192.0.2.0/24"},
+        SSH,
+        {"name": "ssh2", "port": 2222},
+    )
     assert [re.sub(" proto.*:", " ", words) for words in copy.asked()] == [
         "allow ssh2",
         "allow http",
@@ -221,9 +233,11 @@ def test_refuses_to_shut_out_ssh(copy, managed, monkeypatch, test):
     assert copy.asked() == []
 
 
-def test_success_that_ufw_only_claims_is_no_success(copy, managed, monkeypatch):
+@pytest.mark.parametrize("action", ["allow", "deny"])
+def test_success_that_ufw_only_claims_is_no_success(copy, managed, monkeypatch, action):
+    managed(SSH, enabled=False)
     monkeypatch.setenv("UFW_MODE", "skip")
-    ret = managed(SSH)
+    ret = managed(SSH, {"name": "web", "port": 80, "action": action})
     assert ret.result is False and "was not added. ufw said: Skipping adding existing rule" in ret.comment
     assert "enable" not in copy.asked(), "no rule, no switch"
 

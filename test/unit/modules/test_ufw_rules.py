@@ -65,7 +65,10 @@ def test_recorded_files_are_understood(ufw_rules, recorded):
     found = ufw_rules.status(root)
     assert found["enabled"] and found["installed"] and found["ipv6"]
     assert (found["incoming"], found["outgoing"]) == ("deny", "allow")
-    shown = {(line["family"], line["action"], line["proto"], line["port"], line["from"], line["comment"]) for line in found["rules"]}
+    shown = {
+        (line["family"], line["action"], line["proto"], line["port"], line["from"], line["comment"])
+        for line in found["rules"]
+    }
     for family in "46":
         assert (family, "allow", "tcp", "22", "any", "redis_sidekiq:ssh") in shown
         assert (family, "limit", "tcp", "2222", "any", "redis_sidekiq:admin") in shown
@@ -106,9 +109,15 @@ def test_cut_off_file_is_seen(ufw_rules, recorded, kept):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "### RULES ###", "-A ufw-user-input -p tcp --dport 22 -j ACCEPT", "### tuple ### allow tcp 22 0.0.0",
-     "### tuple ### allow tcp 22 0.0.0.0/0 any 0.0.0 in", "### tuple ### allow tcp 22 0.0.0.0/0 any 0.0.0.0/0 in comment=7",
-     "### tuple ### a b c d e f g h i j"],
+    [
+        "",
+        "### RULES ###",
+        "-A ufw-user-input -p tcp --dport 22 -j ACCEPT",
+        "### tuple ### allow tcp 22 0.0.0",
+        "### tuple ### allow tcp 22 0.0.0.0/0 any 0.0.0 in",
+        "### tuple ### allow tcp 22 0.0.0.0/0 any 0.0.0.0/0 in comment=7",
+        "### tuple ### a b c d e f g h i j",
+    ],
 )
 def test_other_and_malformed_lines_are_no_rules(ufw_rules, text):
     assert ufw_rules._parse_line(text, "4") is None
@@ -122,7 +131,7 @@ def test_tuple_of_an_old_release_has_no_direction(ufw_rules):
 def test_host_without_ufw(ufw_rules, tmp_path):
     found = ufw_rules.status(str(tmp_path))
     assert not found["installed"] and not found["enabled"] and found["rules"] == []
-    ufw_rules.sshd_ports = lambda: []
+    ufw_rules.sshd_ports = list
     changes = ufw_rules.differences([SSH], root=str(tmp_path))
     assert changes["policies"]["incoming"] == {"old": "", "new": "deny"}
     assert changes["enabled"] == {"old": False, "new": True}
@@ -201,7 +210,9 @@ def random_rules(seed, count):
     for number in range(count):
         port = chance.choice(["22", "80", "443", "8080", "6000:6010", "6005:6020", str(chance.randint(1, 65535))])
         proto = chance.choice(["tcp", "udp"] if ":" in port else ["tcp", "udp", "any"])
-        source = chance.choice(["any", "10.0.0.0/8", f"10.{chance.randint(0, 3)}.0.0/16", "192.0.2.7", "2001:db8::/32", "fd00::1"])
+        source = chance.choice(
+            ["any", "10.0.0.0/8", f"10.{chance.randint(0, 3)}.0.0/16", "192.0.2.7", "2001:db8::/32", "fd00::1"]
+        )
         action = chance.choice(["allow", "allow", "limit", "deny", "reject"])
         found.setdefault((port, proto, source), rule(f"r{number}", port, action, source, proto))
     return list(found.values())
@@ -223,7 +234,7 @@ def test_rule_to_tuple_and_back(ufw_rules, seed):
 
 @pytest.mark.parametrize("seed", range(40))
 def test_outcome_is_the_wish_and_leaves_others_alone(ufw_rules, seed):
-    """From any state of the files: one run makes the wish true, a second has nothing to do, others' lines stay in order."""
+    """From any files: one run makes the wish true, a second has nothing to do, others' lines stay in order."""
     chance = random.Random(seed)
     before = [line for line in lines(ufw_rules, *random_rules(seed, 10))]
     before = [foreign(line) if chance.random() < 0.4 else line for line in before]
@@ -401,7 +412,9 @@ def kernel_of(module, release, monkeypatch):
         "iptables": next(DATA.glob(f"iptables-S-*-{release}.txt")),
         "ip6tables": next(DATA.glob(f"ip6tables-S-*-{release}.txt")),
     }
-    monkeypatch.setattr(module, "_run", lambda argv: {"stdout": recorded[argv[0]].read_text(), "stderr": "", "retcode": 0})
+    monkeypatch.setattr(
+        module, "_run", lambda argv: {"stdout": recorded[argv[0]].read_text(), "stderr": "", "retcode": 0}
+    )
     return module._kernel_legacy()
 
 
@@ -438,7 +451,9 @@ def test_family_that_is_not_loaded(gaps):
     assert gaps(forget) == ["IPv6: UFW's rules are not in the kernel"]
 
 
-@pytest.mark.parametrize(("family", "chain", "policy"), [("4", "INPUT", "ACCEPT"), ("6", "INPUT", "ACCEPT"), ("4", "OUTPUT", "DROP")])
+@pytest.mark.parametrize(
+    ("family", "chain", "policy"), [("4", "INPUT", "ACCEPT"), ("6", "INPUT", "ACCEPT"), ("4", "OUTPUT", "DROP")]
+)
 def test_policy_that_the_kernel_does_not_have(gaps, family, chain, policy):
     def change(kernel):
         kernel[family]["policy"][chain] = policy

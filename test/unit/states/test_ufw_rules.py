@@ -15,7 +15,7 @@ PLANNED = {
 
 @pytest.fixture
 def play(load):
-    """The state module with an execution module that answers in turn; an exception is raised. Returns (states, calls)."""
+    """The state module with an execution module that answers in turn, or raises. Returns (states, calls)."""
 
     def _play(test=False, **answers):
         states, calls = load("_states/ufw_rules.py"), []
@@ -122,7 +122,8 @@ def test_absent_says_what_it_keeps_and_is_then_content(play):
 
 def test_absent_that_did_not_work(play):
     states, _ = play(
-        leftovers=[{"changes": GONE, "kept": []}, {"changes": GONE, "kept": []}], withdraw=[{"changes": GONE, "kept": []}]
+        leftovers=[{"changes": GONE, "kept": []}, {"changes": GONE, "kept": []}],
+        withdraw=[{"changes": GONE, "kept": []}],
     )
     assert states.absent("fw")["result"] is False
     states, _ = play(leftovers=[CommandExecutionError("no sshd")])
