@@ -1,0 +1,1797 @@
+"""
+What a pillar may say, and the settings that come of it. One file, four parts:
+
+1. the contract: each key with its kind, its default and the reason for that default,
+2. the kinds: what a value of each kind looks like, and how it is read,
+3. the rules across settings,
+4. what follows from the settings: the dictionary that the SLS files and modules work with.
+
+:func:`settings` is the only reader of the pillar. It merges defaults < operating system < pillar (maps by key, lists
+replace, ``null`` takes a named entry away), and a wrong pillar stops it with every mistake in one message, one line
+each, so that no state runs. A secret is never part of a message, and of the result only when asked for.
+
+``docs/reference/pillar.md`` and the JSON Schema beside it are made from the contract (``make docs``).
+"""
+
+from __future__ import annotations
+
+import grp
+import ipaddress
+import os
+import pwd
+import re
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import quote
+
+from salt.exceptions import SaltInvocationError
+
+if TYPE_CHECKING:
+    __grains__: dict[str, Any] = {}
+    __pillar__: dict[str, Any] = {}
+    __salt__: dict[str, Any] = {}
+
+# redis_sidekiq/map.jinja looks for this line in the synced file, to see whether module and SLS files belong together.
+RELEASE = "0.1.0"
+
+__virtualname__ = "redis_sidekiq"
+
+
+def __virtual__():
+    return __virtualname__
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# 1. The contract
+# --------------------------------------------------------------------------------------------------------------------
+
+REQUIRED = object()  # a setting without a default
+
+
+class Setting(NamedTuple):
+    """One key with a value."""
+
+    kind: str  # a name in KINDS or MAPS, or "list of " and a name in KINDS
+    default: Any
+    why: str  # what it is, and why the default is what it is
+    low: int = 0  # of an integer
+    high: int = 0
+    unit: str = ""
+    choices: tuple = ()  # of a choice
+    null: str = ""  # what null means; "" = null is an error
+    least: int = 0  # entries of a list
+    repeats: bool = False  # may a list hold the same entry twice?
+    secret: bool = False
+    example: Any = None
+
+
+class Section(NamedTuple):
+    """A map whose keys are settings."""
+
+    why: str
+    parts: dict[str, Any]
+
+
+class Entries(NamedTuple):
+    """A map whose keys are names of the user's own, each with the same settings; null takes a default entry away."""
+
+    why: str
+    name: str  # kind of the names
+    placeholder: str  # stands for a name in the reference page
+    default: dict[str, dict]
+    parts: dict[str, Any]
+
+
+ROLES = ("redis", "firewall", "sidekiq")  # in the order in which they are set up
+VERBS = ("restart", "start", "stop")
+POLICIES = ("allow", "deny", "reject")
+EVICTION = (
+    "noeviction",
+    "allkeys-lru",
+    "allkeys-lfu",
+    "allkeys-random",
+    "volatile-lru",
+    "volatile-lfu",
+    "volatile-random",
+    "volatile-ttl",
+)
+
+BUILD = Section(
+    "How Redis is compiled. A change builds anew beside the old build, and the running server follows.",
+    {
+        "user": Setting(
+            "user",
+            "redis-build",
+            "The user who compiles: neither root nor the one who owns the data, since a build runs code of others.",
+        ),
+        "jobs": Setting("integer", 0, "Compilers at a time; 0 is one for each core.", low=0, high=256),
+        "malloc": Setting(
+            "choice",
+            "jemalloc",
+            "The allocator; jemalloc fragments least and is upstream's own.",
+            choices=("jemalloc", "libc"),
+        ),
+        "tls": Setting(
+            "boolean",
+            False,
+            "Compile TLS in. Off because nothing listens beyond loopback unless told to; it adds OpenSSL.",
+        ),
+    },
+)
+
+INSTANCES = Entries(
+    "One Redis server per port, `/etc/redis/PORT.conf` and `/var/redis/PORT`. A new one stands beside the default one; "
+    "`6379: null` takes that away.",
+    "port",
+    "PORT",
+    {"6379": {}},
+    {
+        "bind": Setting(
+            "list of bind",
+            ["127.0.0.1", "-::1"],
+            "Addresses to listen at; `-` before one: no error if the host does not have it. Loopback alone, because "
+            "Redis without a password believes whoever reaches it.",
+            least=1,
+            example=["127.0.0.1", "10.0.0.5"],
+        ),
+        "password": Setting(
+            "password",
+            "",
+            "The default user's password; none by default, since only loopback reaches it. Needed beyond loopback.",
+            secret=True,
+        ),
+        "allow_from": Setting(
+            "list of network",
+            [],
+            "Who may reach this port through the firewall. Nobody by default; never everybody.",
+            example=["10.0.0.0/24"],
+        ),
+        "maxmemory": Setting(
+            "size",
+            "",
+            "The most memory for data; empty: no limit, because only you know what else runs on the host. Set it below "
+            "the memory of the host, so that Redis refuses writes before the kernel kills it.",
+            example="2gb",
+        ),
+        "maxmemory_policy": Setting(
+            "choice",
+            "noeviction",
+            "What happens at that limit. Jobs must fail loudly, not vanish, so nothing is evicted; Sidekiq's instance "
+            "has to keep it so.",
+            choices=EVICTION,
+        ),
+        "appendonly": Setting(
+            "boolean", True, "Append each write to a file: snapshots alone would lose minutes of jobs."
+        ),
+        "appendfsync": Setting(
+            "choice",
+            "everysec",
+            "How often that file is forced to the disk; every second is upstream's balance of loss and speed.",
+            choices=("always", "everysec", "no"),
+        ),
+        "save": Setting(
+            "list of save",
+            ["3600 1", "300 100", "60 10000"],
+            "When to write a snapshot: `SECONDS CHANGES`. Upstream's own points; `[]` writes none.",
+        ),
+        "databases": Setting("integer", 16, "Number of databases; upstream's own. Sidekiq uses 0.", low=1, high=10000),
+        "directives": Setting(
+            "directives",
+            {},
+            "Any other directive of redis.conf: name to value, or to a list of values for a line each.",
+            example={
+                "tcp-keepalive": 60,
+                "client-output-buffer-limit": ["replica 256mb 64mb 60", "pubsub 32mb 8mb 60"],
+            },
+        ),
+    },
+)
+
+REDIS = Section(
+    "Redis, compiled from a verified tarball.",
+    {
+        "version": Setting(
+            "version",
+            "8.0.6",
+            "The release. A patch release of the line that the formula's tests build. With `source` and no `version` "
+            "it is read from the file's name.",
+            example="7.2.15",
+        ),
+        "source": Setting(
+            "source",
+            "",
+            "Where the tarball is; empty: upstream's download site. A copy of your own makes builds independent of it.",
+            example="salt://files/redis-8.0.6.tar.gz",
+        ),
+        "source_hash": Setting(
+            "hash",
+            "",
+            "The tarball's digest; empty: the one that upstream publishes, shipped with this formula. Needed with "
+            "`source`: what is compiled and run as a server is verified, always.",
+            example="sha256=6d0a9913887a4972536f9da226f1575859c34d86354129163260a5f9c6bd4229",
+        ),
+        "prefix": Setting(
+            "own folder", "/opt/redis", "Holds one folder per build; outside /usr, so that no package collides with it."
+        ),
+        "bin_dir": Setting(
+            "path", "/usr/local/bin", "Where the links to the programs lie: the place that a `make install` has."
+        ),
+        "user": Setting("user", "redis", "Runs the servers and owns the data; made if it does not exist."),
+        "group": Setting("user", "redis", "Group of that user; may read the config files."),
+        "build": BUILD,
+        "service_manager": Setting(
+            "choice",
+            "auto",
+            "Starts the servers: a systemd unit or an LSB init script. `auto` takes systemd where it is PID 1.",
+            choices=("auto", "systemd", "sysv"),
+        ),
+        "purge_data": Setting(
+            "boolean",
+            False,
+            "Does `redis_sidekiq.clean` delete `/var/redis/PORT` too? Off: a way back must not cost the jobs.",
+        ),
+        "instances": INSTANCES,
+    },
+)
+
+RULES_OF_FIREWALL = Entries(
+    "What comes in, by name; `http: null` takes a default rule away. A new rule of your own lets in, unless `action` "
+    "says otherwise.",
+    "rule name",
+    "NAME",
+    {"ssh": {"port": 22}, "http": {"port": 80}, "https": {"port": 443}},
+    {
+        "action": Setting(
+            "choice",
+            "allow",
+            "What to do; `limit` lets in, but not more than 6 connections in 30 s from one address.",
+            choices=("allow", "limit", "deny", "reject"),
+        ),
+        "port": Setting("ports", REQUIRED, "The port, or a range in quotes.", example="6000:6010"),
+        "proto": Setting(
+            "choice", "tcp", "The protocol; tcp, which ssh, http and Redis speak.", choices=("tcp", "udp", "any")
+        ),
+        "from": Setting(
+            "list of network",
+            [],
+            "From where; `[]` is anywhere, which is what ssh and the web need.",
+            example=["10.0.0.0/8"],
+        ),
+    },
+)
+
+FIREWALL = Section(
+    "UFW. Rules that others made stay as they are.",
+    {
+        "enabled": Setting(
+            "boolean", True, "Is the firewall on? On: a Redis that someone binds wrongly stays unreachable."
+        ),
+        "incoming": Setting(
+            "choice",
+            "deny",
+            "What happens to connections that no rule names: nothing comes in unasked.",
+            choices=POLICIES,
+        ),
+        "outgoing": Setting(
+            "choice", "allow", "The same for connections that go out: jobs call other services.", choices=POLICIES
+        ),
+        "rules": RULES_OF_FIREWALL,
+    },
+)
+
+DEPLOY = Section(
+    "The user who deploys, and what sudo lets him do to the Sidekiq services.",
+    {
+        "user": Setting("user", "deploy", "His login name."),
+        "create_user": Setting(
+            "boolean", True, "Make him if he does not exist. Off where another formula makes users."
+        ),
+        "home": Setting("own folder or empty", "", "His home; empty: `/home/USER`.", example="/srv/deploy"),
+        "verbs": Setting(
+            "list of choice",
+            list(VERBS),
+            "What he may tell systemctl to do with them; `[]` is nothing. There is no `reload`: a Sidekiq that was "
+            "quieted never works again. And no `status`: looking needs no root, and its pager is a way to become root.",
+            choices=VERBS,
+        ),
+        "sudoers": Setting(
+            "sudoers name",
+            "sidekiq-deploy",
+            "Name of the file in `/etc/sudoers.d`; sudo skips names with a dot or `~`.",
+        ),
+    },
+)
+
+SERVICES = Entries(
+    "One Sidekiq process per name, as systemd unit `NAME.service`; `sidekiq: null` takes the default one away.",
+    "service name",
+    "NAME",
+    {"sidekiq": {}},
+    {
+        "app_dir": Setting(
+            "own folder",
+            "/srv/app",
+            "The app's folder, with `releases/` and the link `current`, as Capistrano lays it out.",
+        ),
+        "user": Setting(
+            "user or empty", "", "Runs the jobs; empty: the deploy user, who owns the releases.", example="worker"
+        ),
+        "group": Setting("user or empty", "", "Its group; empty: the user's primary group."),
+        "command": Setting(
+            "list of word",
+            ["/usr/bin/bundle", "exec", "sidekiq"],
+            "What starts Sidekiq, a word each, the first an absolute path. Bundler, so that the release's Gemfile.lock "
+            "decides which Sidekiq runs. A wrapper must `exec`, else systemd watches the wrapper.",
+            least=1,
+            repeats=True,
+            example=["/home/deploy/.rbenv/shims/bundle", "exec", "sidekiq"],
+        ),
+        "environment": Setting("environment", "production", "Sidekiq's `-e`: Rails' environment.", example="staging"),
+        "require": Setting(
+            "word or empty",
+            "",
+            "Sidekiq's `-r`: a Rails app's folder or a Ruby file; empty: the Rails app in `current`.",
+            example="./worker.rb",
+        ),
+        "arguments": Setting(
+            "list of word",
+            [],
+            "More of Sidekiq's arguments, a word each. What has a setting of its own is refused here.",
+            repeats=True,
+            example=["--verbose"],
+        ),
+        "concurrency": Setting(
+            "integer",
+            None,
+            "Threads, Sidekiq's `-c`. Every thread wants a database connection of its own.",
+            low=1,
+            high=1000,
+            null="Sidekiq's own (5 since Sidekiq 7, 10 before) or the app's sidekiq.yml",
+            example=10,
+        ),
+        "queues": Setting(
+            "list of queue",
+            [],
+            "Queues to work, in order, or each with a weight; empty: `default`, or the app's sidekiq.yml.",
+            example=["critical", {"default": 2}],
+        ),
+        "config": Setting(
+            "sidekiq.yml",
+            {},
+            "Further keys of sidekiq.yml, as data; then `/etc/sidekiq/NAME.yml` takes the place of the app's. ERB "
+            "(`<%`) is refused: it would run as code. Anyone on the host can read the file.",
+            example={"labels": ["web"]},
+        ),
+        "env": Setting(
+            "variables",
+            {},
+            "Environment variables. They go into a file that only root can read, never into the unit.",
+            secret=True,
+            example={"RAILS_LOG_TO_STDOUT": True},
+        ),
+        "redis": Setting(
+            "instance",
+            "6379",
+            "The instance on this host whose URL becomes `REDIS_URL`; empty: none, the app knows its Redis.",
+        ),
+        "redis_url": Setting(
+            "url",
+            "",
+            "`REDIS_URL` for a Redis elsewhere; goes before `redis`. Secret, it can hold a password.",
+            secret=True,
+        ),
+        "timeout": Setting(
+            "integer",
+            25,
+            "Sidekiq's `-t`: how long running jobs get at a stop before they go back into their queue. Sidekiq's own.",
+            low=1,
+            high=86400,
+            unit="s",
+        ),
+        "stop_timeout": Setting(
+            "integer",
+            None,
+            "When systemd kills a process that was told to stop. At least `timeout` + 10: killed earlier, Sidekiq "
+            "loses the jobs that it is about to push back.",
+            low=11,
+            high=90000,
+            unit="s",
+            null="`timeout` + 15",
+            example=60,
+        ),
+        "start_timeout": Setting(
+            "integer",
+            90,
+            "How long the app may take to boot before systemd gives up on it; systemd's own default.",
+            low=1,
+            high=3600,
+            unit="s",
+        ),
+        "watchdog": Setting(
+            "watchdog",
+            60,
+            "A process that gives no sign of life for so long is killed and started again; 0: never. Below 30 native "
+            "code that holds Ruby's lock gets healthy processes killed.",
+            unit="s",
+        ),
+    },
+)
+
+SIDEKIQ = Section(
+    "Sidekiq's services.",
+    {
+        "install": Setting(
+            "choice",
+            "gemfile",
+            "Where Sidekiq comes from. `gemfile`: from the app's Gemfile, the version that the app was tested with; "
+            "the formula installs Ruby and Bundler; `package`: the distribution's, kept patched by it.",
+            choices=("gemfile", "package"),
+        ),
+        "packages": Setting(
+            "list of package",
+            None,
+            "The distribution's packages for it; `[]` for those who bring their own Ruby.",
+            null="those that `install` needs",
+            example=["ruby", "bundler", "libpq-dev"],
+        ),
+        "services": SERVICES,
+    },
+)
+
+CONTRACT = Section(
+    "Everything lies below `redis_sidekiq`.",
+    {
+        "roles": Setting(
+            "list of choice",
+            list(ROLES),
+            "What this minion gets. All of it: a host that does everything is the simplest one.",
+            choices=ROLES,
+            least=1,
+            example=["redis", "firewall"],
+        ),
+        "redis": REDIS,
+        "firewall": FIREWALL,
+        "deploy": DEPLOY,
+        "sidekiq": SIDEKIQ,
+    },
+)
+
+# The operating system's layer, by os_family: packages for each purpose.
+PACKAGES = {
+    "Debian": {
+        "redis": ["build-essential", "ca-certificates", "libsystemd-dev", "pkg-config"],
+        "tls": ["libssl-dev"],
+        "firewall": ["ufw"],
+        "sidekiq": ["sudo"],
+        # Gems with native parts are compiled at a deploy.
+        "gemfile": ["build-essential", "bundler", "ruby", "ruby-dev"],
+        "package": ["bundler", "ruby", "ruby-sidekiq"],
+    },
+}
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# For people and other modules
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def settings(reveal: bool = False, **kwargs: Any) -> dict[str, Any]:
+    """
+    The settings of this minion: defaults, operating system and pillar merged, checked, and what follows from them.
+
+    reveal
+        With secrets (bool, default False): ``password`` of each Redis instance, ``env`` of each service. Only for
+        modules in the minion's own process: over Salt's bus or on a command line it is refused.
+
+    Returns a dictionary of plain data: ``roles``, ``packages``, ``redis``, ``firewall``, ``deploy``, ``sidekiq``; see
+    part 4 of this file for what each holds. Raises SaltInvocationError with every mistake of the pillar, a line each.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' redis_sidekiq.settings
+    """
+    # Salt adds __pub_* to what people call, not to what modules call.
+    unknown = [name for name in kwargs if not name.startswith("__pub_")]
+    if unknown:
+        raise SaltInvocationError(f"redis_sidekiq.settings takes no {', '.join(sorted(unknown))}; it takes: reveal")
+    if reveal and kwargs:
+        raise SaltInvocationError("Secrets are not returned to a command line or over Salt's bus: leave out reveal")
+    wish, problems = _examine(_said(__pillar__))
+    if problems.lines:
+        raise SaltInvocationError("\n".join(problems.lines))
+    return _derive(wish, reveal)
+
+
+def check(pillar: dict | None = None) -> list[str]:
+    """
+    What is wrong with a pillar, without touching or stopping anything.
+
+    pillar
+        A pillar to check on this minion, with the key ``redis_sidekiq``; default: the minion's own.
+
+    Returns a list of sentences, each beginning with the path of the key; an empty one if all is well.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' redis_sidekiq.check
+        salt '*' redis_sidekiq.check pillar='{"redis_sidekiq": {"redis": {"verison": "8.0.6"}}}'
+    """
+    if pillar is not None and not isinstance(pillar, dict):
+        return [f"{ROOT}: found {_form(pillar)}; allowed: a map with the key {ROOT}"]
+    try:
+        return _examine(_said(__pillar__ if pillar is None else pillar))[1].lines
+    except SaltInvocationError as err:
+        return [str(err)]
+
+
+def contract() -> dict[str, Any]:
+    """
+    The contract as plain data: what ``docs/reference/pillar.md`` is made from, and a JSON Schema for editors.
+
+    Returns a dictionary: ``settings`` (list in the contract's order: ``path``, ``section`` (bool), ``kind``,
+    ``allowed``, ``default``, ``required``, ``unit``, ``null``, ``secret``, ``example``, ``why``), ``rules`` (sentences)
+    and ``schema`` (JSON Schema, draft 2020-12).
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' redis_sidekiq.contract
+    """
+    return {
+        "settings": list(_described(CONTRACT, ROOT)),
+        "rules": [" ".join(rule.__doc__.split()) for rule in RULES],
+        "schema": {
+            "$schema": "https://json-schema.org/draft/2020-12/schema",
+            "title": f"Pillar of the formula {ROOT}",
+            "type": "object",
+            "properties": {ROOT: _schema(CONTRACT)},
+        },
+    }
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# 2. The kinds: what a value may look like, and how it is read
+# --------------------------------------------------------------------------------------------------------------------
+
+ROOT = "redis_sidekiq"
+LIST = "list of "
+HIDDEN = "a value that is not shown"
+
+
+class Wrong(Exception):
+    """A value that is not of its kind; the text is a hint or says what is wrong with it."""
+
+
+class Problems:
+    """The mistakes found so far: a path and a sentence each."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[str, str], None] = {}
+
+    def add(self, path: str, sentence: str) -> None:
+        self._found[path, sentence] = None
+
+    def at(self, *paths: str) -> bool:
+        """Is something wrong at, below or above one of these paths? Then a rule about it could only confuse."""
+        return any(
+            one == other or one.startswith(other + ":") or other.startswith(one + ":")
+            for one, _ in self._found
+            for other in paths
+        )
+
+    @property
+    def lines(self) -> list[str]:
+        return [f"{path}: {sentence}" for path, sentence in self._found]
+
+
+class Kind(NamedTuple):
+    """What a value may be: in words, as JSON Schema, and a function that returns it as it is used, or raises Wrong."""
+
+    words: Callable[[Setting], str]
+    schema: Callable[[Setting], dict]
+    read: Callable[[Any, Setting], Any]
+
+
+# Reading the tree of the contract
+
+
+def _said(pillar: dict) -> Any:
+    """What a pillar says about us. One that did not render says nothing, and must not be taken for the defaults."""
+    if pillar.get("_errors"):
+        raise SaltInvocationError(
+            f"{ROOT}: the pillar of this minion did not render; `salt-call pillar.items` says why"
+        )
+    if ROOT not in pillar:
+        twin = [key for key in pillar if isinstance(key, str) and key.lower().replace("-", "_") == ROOT]
+        if twin:
+            raise SaltInvocationError(f"{twin[0]}: unknown key; did you mean {ROOT!r}?")
+    return pillar.get(ROOT)
+
+
+def _examine(said: Any) -> tuple[dict[str, Any], Problems]:
+    """The pillar read and merged into the defaults, and everything that is wrong with it."""
+    problems = Problems()
+    if __grains__.get("os_family") not in PACKAGES:
+        problems.add(
+            ROOT,
+            f"found a minion of the family {__grains__.get('os_family', 'unknown')}; "
+            f"this formula works on the {' and '.join(PACKAGES)} family, target only those",
+        )
+    wish = _read(CONTRACT, said, ROOT, problems)
+    _read_version_from_source(wish["redis"], said, problems)
+    for rule in RULES:
+        rule(wish, problems)
+    return wish, problems
+
+
+def _read(node: Section | Entries | Setting, value: Any, path: str, problems: Problems) -> Any:
+    if isinstance(node, Section):
+        return _read_section(node.parts, value, path, problems)
+    if isinstance(node, Entries):
+        return _read_entries(node, value, path, problems)
+    return _read_setting(node, value, path, problems)
+
+
+def _read_section(parts: dict[str, Any], value: Any, path: str, problems: Problems) -> dict[str, Any]:
+    value = _map(value, path, problems)
+    for key in value:
+        if key not in parts:
+            problems.add(f"{path}:{_name(key)}", "unknown key; " + _suggestion(key, parts))
+    return {
+        name: _read(
+            part, value.get(name, part.default if isinstance(part, Setting) else None), f"{path}:{name}", problems
+        )
+        for name, part in parts.items()
+    }
+
+
+def _read_entries(entries: Entries, value: Any, path: str, problems: Problems) -> dict[str, dict]:
+    kind, wished = KINDS[entries.name], {}
+    for key, entry in _map(value, path, problems).items():
+        try:
+            name = kind.read(key, None)
+        except Wrong as wrong:
+            hint = f"; {wrong}" if str(wrong) else ""
+            problems.add(f"{path}:{_name(key)}", f"no name for an entry here; allowed: {kind.words(None)}{hint}")
+            continue
+        if name in wished:
+            problems.add(f"{path}:{name}", "is there twice, once as a number and once as text; keep one of them")
+        elif entry is None and name not in entries.default:
+            hint = f"one of {', '.join(entries.default)} can be taken away; a new entry that keeps all defaults is {{}}"
+            problems.add(f"{path}:{name}", f"found null; {hint}")
+        wished[name] = entry
+    result = {}
+    for name in [*entries.default, *(name for name in wished if name not in entries.default)]:
+        entry = wished.get(name, {})
+        if entry is not None:
+            entry = {**entries.default.get(name, {}), **_map(entry, f"{path}:{name}", problems)}
+            result[name] = _read_section(entries.parts, entry, f"{path}:{name}", problems)
+    return result
+
+
+def _read_setting(setting: Setting, value: Any, path: str, problems: Problems) -> Any:
+    if value is REQUIRED:
+        problems.add(path, f"must be given; allowed: {_words(setting)}")
+        return None
+    if value is None and setting.null:
+        return None
+    if setting.kind in MAPS:
+        return MAPS[setting.kind].read(_map(value, path, problems), path, problems)
+    if setting.kind.startswith(LIST):
+        return _read_list(setting, value, path, problems)
+    return _read_value(setting, value, path, problems)
+
+
+def _read_list(setting: Setting, value: Any, path: str, problems: Problems) -> list:
+    if not isinstance(value, (list, tuple)):
+        found = _found(value, setting.secret)
+        hint = f"; write a list: [{found}]" if isinstance(value, (str, int)) and found != HIDDEN else ""
+        problems.add(path, f"found {found}; allowed: {_words(setting)}{hint}")
+        return []
+    if len(value) < setting.least:
+        problems.add(path, f"found an empty list; allowed: {_words(setting)}")
+    item, result = setting._replace(kind=setting.kind[len(LIST) :]), []
+    for entry in value:
+        entry = _read_value(item, entry, path, problems)
+        if entry in result and entry is not None and not setting.repeats:
+            problems.add(path, f"found {_found(entry)} twice; once is enough")
+        result.append(entry)
+    return result
+
+
+def _read_value(setting: Setting, value: Any, path: str, problems: Problems) -> Any:
+    kind = KINDS[setting.kind]
+    try:
+        return kind.read(value, setting)
+    except Wrong as wrong:
+        hint = str(wrong) or ("leave the key out for the default" if value is None else "")
+        problems.add(path, f"found {_found(value, setting.secret)}; allowed: {_words(setting)}{hint and '; ' + hint}")
+        return None
+
+
+def _map(value: Any, path: str, problems: Problems) -> dict:
+    """A map; null (a key whose lines are all commented out) says nothing."""
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        problems.add(path, f"found {_form(value)}; allowed: a map of keys and values")
+        return {}
+    return value
+
+
+# Words for messages
+
+
+def _words(setting: Setting) -> str:
+    if setting.kind in MAPS:
+        return MAPS[setting.kind].words
+    if setting.kind.startswith(LIST):
+        count = " of at least one" if setting.least else ""
+        return f"a list{count}, each {KINDS[setting.kind[len(LIST) :]].words(setting)}"
+    return KINDS[setting.kind].words(setting)
+
+
+def _found(value: Any, secret: bool = False) -> str:
+    """A value as a message may show it: on one line, not too long, and no secret."""
+    if isinstance(value, (dict, list, tuple)) or value is None:
+        return _form(value)
+    if secret or re.search(r"://[^/\s]*@", str(value)):
+        return HIDDEN
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:76]}...{text[-1]}"
+
+
+def _form(value: Any) -> str:
+    """What sort of data something is. Where a map was expected, the text found instead may well be a secret."""
+    if value is None:
+        return "nothing (null)"
+    forms = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", tuple: "a list"}
+    return "a map" if isinstance(value, dict) else forms.get(type(value), f"a {type(value).__name__}")
+
+
+def _name(key: Any) -> str:
+    """A key as part of a path: up to the first character that no key has (`PASSWORD=secret` is `PASSWORD...`)."""
+    match = re.match(r"[A-Za-z0-9_.@*-]{0,64}", str(key))
+    return match[0] + ("..." if match[0] != str(key) else "")
+
+
+def _suggestion(key: Any, known: dict) -> str:
+    """The nearest of the known keys; or where else in the contract this very key is known."""
+    import difflib  # only when something is wrong
+
+    near = difflib.get_close_matches(str(key).lower().replace("-", "_"), list(known), 1)
+    if near:
+        return f"did you mean {near[0]!r}?"
+    elsewhere = [entry["path"] for entry in _described(CONTRACT, ROOT) if entry["path"].rpartition(":")[2] == key]
+    if elsewhere:
+        return f"did you mean {' or '.join(elsewhere)}?"
+    return "known here: " + ", ".join(sorted(known))
+
+
+def _described(node: Section | Entries, path: str) -> Iterator[dict[str, Any]]:
+    for name, part in node.parts.items():
+        place = f"{path}:{name}"
+        if isinstance(part, Setting):
+            required = part.default is REQUIRED
+            default = {} if required else {"default": part.default}
+            more = {key: getattr(part, key) for key in ("kind", "unit", "null", "secret", "example", "why")}
+            yield {"path": place, "section": False, "required": required, "allowed": _words(part), **default, **more}
+        else:
+            yield {"path": place, "section": True, "why": part.why}
+            inside = f"{place}:{part.placeholder}" if isinstance(part, Entries) else place
+            if isinstance(part, Entries):
+                yield {"path": inside, "section": True, "why": "", "default": part.default}
+            yield from _described(part, inside)
+
+
+def _schema(node: Section | Entries | Setting) -> dict[str, Any]:
+    if isinstance(node, Setting):
+        return _schema_of_setting(node)
+    properties = {name: _schema(part) for name, part in node.parts.items()}
+    section = {"type": ["object", "null"], "additionalProperties": False, "properties": properties}
+    if isinstance(node, Section):
+        return {"description": node.why, **section}
+    names = KINDS[node.name].schema(None)
+    return {
+        "description": node.why,
+        "type": ["object", "null"],
+        "propertyNames": {"pattern": names["pattern"]},
+        "additionalProperties": section,
+        "default": node.default,
+    }
+
+
+def _schema_of_setting(setting: Setting) -> dict[str, Any]:
+    if setting.kind in MAPS:
+        schema = {"type": ["object", "null"], **MAPS[setting.kind].schema}
+    elif setting.kind.startswith(LIST):
+        schema = {"type": "array", "items": KINDS[setting.kind[len(LIST) :]].schema(setting)}
+        if setting.least:
+            schema["minItems"] = setting.least
+    else:
+        schema = KINDS[setting.kind].schema(setting)
+    if setting.null:
+        schema = {"anyOf": [schema, {"type": "null"}]}
+    schema = {"description": setting.why, **schema}
+    if setting.default is not REQUIRED:
+        schema["default"] = setting.default
+    if setting.example is not None:
+        schema["examples"] = [setting.example]
+    return schema
+
+
+# Kinds of one value
+
+
+def _text(words: str, pattern: str, read: Callable[[str], str] | None = None) -> Kind:
+    """Text of a pattern; ``read`` looks closer: it returns the text as it is used, or raises Wrong."""
+    compiled = re.compile(pattern)
+
+    def _read_text(value, _):
+        if not isinstance(value, str):
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            raise Wrong("write it in quotes" if number else "")
+        if read:
+            value = read(value)
+        if not compiled.fullmatch(value):
+            raise Wrong
+        return value
+
+    return Kind(lambda _: words, lambda _: {"type": "string", "pattern": f"^(?:{pattern})$"}, _read_text)
+
+
+def _or_empty(kind: Kind, meaning: str = "empty") -> Kind:
+    def _schema_or_empty(setting):
+        return {"anyOf": [{"const": ""}, kind.schema(setting)]}
+
+    return Kind(
+        lambda setting: f"{kind.words(setting)}, or {meaning}",
+        _schema_or_empty,
+        lambda value, setting: value if value == "" and isinstance(value, str) else kind.read(value, setting),
+    )
+
+
+def _read_boolean(value, _):
+    if not isinstance(value, bool):
+        raise Wrong(
+            "write it without quotes" if str(value).lower() in ("true", "false", "yes", "no", "on", "off") else ""
+        )
+    return value
+
+
+def _read_integer(value, setting):
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise Wrong("write it without quotes" if isinstance(value, str) and value.strip().isdecimal() else "")
+    if not setting.low <= value <= setting.high:
+        raise Wrong
+    return value
+
+
+def _read_watchdog(value, setting):
+    value = _read_integer(value, setting._replace(low=0, high=3600))
+    if 0 < value < 10:
+        raise Wrong
+    return value
+
+
+def _read_choice(value, setting):
+    if value not in setting.choices or not isinstance(value, str):
+        # YAML reads a bare no, off, yes or on as a boolean.
+        word = value is False and "no" in setting.choices
+        raise Wrong("write it in quotes: 'no'" if word else "")
+    return value
+
+
+def _read_port(value, _):
+    """An instance's port, the name of its entry: a number or the same as text."""
+    if isinstance(value, bool) or not re.fullmatch(r"[1-9][0-9]{0,4}", str(value)) or not 1024 <= int(value) <= 65535:
+        raise Wrong
+    return str(value)
+
+
+def _read_instance(value, _):
+    return value if value == "" and isinstance(value, str) else _read_port(value, _)
+
+
+def _read_ports(value, _):
+    text = str(value)
+    if isinstance(value, str) and text.isdecimal():
+        raise Wrong("write it without quotes")
+    match = re.fullmatch(r"([1-9]\d{0,4})(?::([1-9]\d{0,4}))?", text)
+    if isinstance(value, bool) or not match or not all(int(port) <= 65535 for port in match.groups() if port):
+        raise Wrong("a rule names one port or one range; write a rule for each" if "," in text else "")
+    if match[2] and int(match[1]) >= int(match[2]):
+        raise Wrong("a range goes from the lower port to the higher one")
+    return text
+
+
+def _read_network(value, _):
+    if not isinstance(value, str):
+        raise Wrong
+    try:
+        return str(
+            ipaddress.ip_network(value, strict=False)
+        )  # host bits go: 10.0.0.5/24 is 10.0.0.0/24, as UFW writes it
+    except ValueError:
+        everywhere = value.lower() in ("any", "anywhere", "all", "*")
+        raise Wrong("an empty list, [], is anywhere" if everywhere else "") from None
+
+
+def _read_bind(value, _):
+    if not isinstance(value, str):
+        raise Wrong
+    address = value[1:] if value.startswith("-") else value
+    if address not in ("*", "::*"):
+        try:
+            ipaddress.ip_address(address)
+        except ValueError:
+            raise Wrong("write 127.0.0.1 or ::1" if address == "localhost" else "") from None
+    return value
+
+
+def _read_size(value, _):
+    """Redis' own grammar of sizes (src/util.c, memtoull): k is 1000, kb is 1024."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return str(value)
+    if not isinstance(value, str) or (value and not re.fullmatch(r"\d+(b|kb?|mb?|gb?)?", value, re.IGNORECASE)):
+        raise Wrong("Redis knows no percentage here" if "%" in str(value) else "")
+    return value
+
+
+def _bytes(size: str) -> int:
+    """A size of Redis in bytes; 0 for none."""
+    match = re.fullmatch(r"(\d+)([a-z]*)", size.lower())
+    units = {"": 1, "b": 1, "k": 1000, "kb": 1024, "m": 1000**2, "mb": 1024**2, "g": 1000**3, "gb": 1024**3}
+    return int(match[1]) * units[match[2]] if match else 0
+
+
+def _read_version(value: str) -> str:
+    match = re.match(r"(\d+)\.(\d+)", value)
+    if match and (int(match[1]), int(match[2])) < (6, 2):
+        raise Wrong("Sidekiq 7 needs Redis 6.2 or newer")
+    return value
+
+
+def _read_source(value: str) -> str:
+    if value.startswith("http://"):
+        raise Wrong("fetch it by https://")
+    if re.search(r"://[^/]*@", value):
+        raise Wrong("no user or password in it: it is shown in states and logs")
+    return value
+
+
+def _read_hash(value: str) -> str:
+    match = re.fullmatch(r"(?:(\w+)[=:])?([0-9A-Fa-f]+)", value)
+    if not match:
+        raise Wrong("the digest itself, not a file that lists it" if "/" in value else "")
+    by_length = {32: "md5", 40: "sha1", 64: "sha256", 96: "sha384", 128: "sha512"}
+    name = by_length.get(len(match[2]), "")
+    if name in ("md5", "sha1") or (match[1] or "").lower() in ("md5", "sha1"):
+        raise Wrong(f"{(match[1] or name).lower()} can be forged: another file can be made to have the same digest")
+    if not name or (match[1] or name).lower() != name:
+        raise Wrong(f"{len(match[2])} hex digits are no {match[1] or 'sha256'}")
+    return f"{name}={match[2].lower()}"
+
+
+# Folders that other things live in: to own or to remove one of them would break the host.
+_SHARED_FOLDERS = {
+    *"/ /bin /boot /dev /etc /home /lib /lib64 /media /mnt /opt /proc /root /run /sbin /srv /sys /tmp /usr".split(),
+    *"/var /usr/bin /usr/include /usr/lib /usr/libexec /usr/local /usr/sbin /usr/share /usr/src /usr/local/bin".split(),
+    *"/usr/local/lib /usr/local/sbin /usr/local/share /etc/redis /etc/sidekiq /etc/systemd /var/cache /var/lib".split(),
+    *"/var/log /var/opt /var/redis /var/run /var/spool /var/tmp /var/www".split(),
+}
+
+
+def _read_path(value: str) -> str:
+    if ".." in value.split("/"):
+        raise Wrong("without ..")
+    return os.path.normpath(re.sub("^/+", "/", value)) if value.startswith("/") else value
+
+
+def _read_own_folder(value: str) -> str:
+    value = _read_path(value)
+    if value in _SHARED_FOLDERS:
+        raise Wrong("others live in it; take a folder below it")
+    return value
+
+
+def _read_user(value: str) -> str:
+    if value == "root":
+        raise Wrong("nothing here runs as root")
+    return value
+
+
+def _read_service(value: str) -> str:
+    if value.endswith(".service"):
+        raise Wrong("without .service")
+    return value
+
+
+def _read_url(value: str) -> str:
+    if value.startswith(("unix:", "redis:", "rediss:")):
+        return value
+    raise Wrong
+
+
+def _read_queue(value, _):
+    names = list(value) if isinstance(value, dict) else [value]
+    weights = list(value.values()) if isinstance(value, dict) else [1]
+    if len(names) != 1 or not isinstance(names[0], str) or not re.fullmatch(r"[A-Za-z0-9_.:-]+", names[0]):
+        raise Wrong("a list entry for each queue" if isinstance(value, dict) and len(names) > 1 else "")
+    if isinstance(weights[0], bool) or not isinstance(weights[0], int) or not 1 <= weights[0] <= 1000:
+        raise Wrong("a weight is a whole number from 1 to 1000")
+    return {names[0]: weights[0]} if isinstance(value, dict) else value
+
+
+_PATH = r"/[^\s\x00-\x1f\x7f\"'\\]*"
+_USER = r"[a-z_][a-z0-9_-]{0,31}(?:\.[a-z0-9_-]{1,31})?"
+_WORD = r"[^\x00-\x1f\x7f]+"
+_user = _text("a name like deploy: lower case, digits, _ and -, not root", _USER, _read_user)
+_own_folder = _text("an absolute path of a folder of its own, without spaces or quotes", _PATH, _read_own_folder)
+_word = _text("text of one line, without control characters", _WORD)
+_port_words = "a port that needs no root, from 1024 to 65535"
+_port_schema = {"type": ["integer", "string"], "pattern": "^[1-9][0-9]{3,4}$", "minimum": 1024, "maximum": 65535}
+
+KINDS = {
+    "boolean": Kind(lambda _: "true or false", lambda _: {"type": "boolean"}, _read_boolean),
+    "integer": Kind(
+        lambda s: f"a whole number from {s.low} to {s.high}{' ' + s.unit if s.unit else ''}",
+        lambda s: {"type": "integer", "minimum": s.low, "maximum": s.high},
+        _read_integer,
+    ),
+    "watchdog": Kind(
+        lambda _: "0 (off), or a whole number from 10 to 3600 s",
+        lambda _: {"anyOf": [{"const": 0}, {"type": "integer", "minimum": 10, "maximum": 3600}]},
+        _read_watchdog,
+    ),
+    "choice": Kind(lambda s: "one of " + ", ".join(s.choices), lambda s: {"enum": list(s.choices)}, _read_choice),
+    "port": Kind(lambda _: _port_words, lambda _: _port_schema, _read_port),
+    "instance": Kind(
+        lambda _: "the port of an instance, or empty",
+        lambda _: {"anyOf": [{"const": ""}, _port_schema]},
+        _read_instance,
+    ),
+    "ports": Kind(
+        lambda _: "a port from 1 to 65535, or a range like '6000:6010'",
+        lambda _: {
+            "type": ["integer", "string"],
+            "minimum": 1,
+            "maximum": 65535,
+            "pattern": "^[1-9][0-9]*:[1-9][0-9]*$",
+        },
+        _read_ports,
+    ),
+    "network": Kind(
+        lambda _: "an address or a network like 10.0.0.0/24 or fd00::/8", lambda _: {"type": "string"}, _read_network
+    ),
+    "bind": Kind(
+        lambda _: (
+            "an IP address of this host, * (all of IPv4) or ::* (all of IPv6), with - before it if it may be missing"
+        ),
+        lambda _: {"type": "string"},
+        _read_bind,
+    ),
+    "size": Kind(
+        lambda _: "a size like 512mb or 2gb (b, k, kb, m, mb, g, gb), or empty",
+        lambda _: {"type": ["string", "integer"], "pattern": "^(?:[0-9]+(?:[bB]|[kKmMgG][bB]?)?)?$", "minimum": 0},
+        _read_size,
+    ),
+    "queue": Kind(
+        lambda _: "a queue's name, or a map of one name and its weight, like {default: 2}",
+        lambda _: {"type": ["string", "object"], "maxProperties": 1, "additionalProperties": {"type": "integer"}},
+        _read_queue,
+    ),
+    "version": _text("a release like 8.0.6, 6.2 or newer, in quotes", r"\d+\.\d+(?:\.\d+)?(?:-rc\d+)?", _read_version),
+    "source": _text(
+        "https://, salt:// or file:// and a path, an absolute path, or empty",
+        r"(?:(?:https|salt|file)://[^\s\x00-\x1f\x7f\"'\\]+|/[^\s\x00-\x1f\x7f\"'\\]+)?",
+        _read_source,
+    ),
+    "hash": _or_empty(
+        _text(
+            "sha256= and 64 hex digits (sha384 and sha512 too)", r"(?:sha(?:256|384|512)[=:])?[0-9A-Fa-f]+", _read_hash
+        )
+    ),
+    "path": _text("an absolute path without spaces or quotes", _PATH, _read_path),
+    "own folder": _own_folder,
+    "own folder or empty": _or_empty(_own_folder),
+    "user": _user,
+    "user or empty": _or_empty(_user),
+    "password": _text("text without control characters, or empty", r"[^\x00-\x1f\x7f]*"),
+    "url": _text(
+        "redis://, rediss:// or unix:// and a place, without spaces, or empty",
+        r"(?:(?:rediss?|unix)://[^\s\x00-\x1f\x7f]+)?",
+        lambda value: value and _read_url(value),
+    ),
+    "save": _text("'SECONDS CHANGES', two whole numbers like '300 100'", r"[1-9]\d* [1-9]\d*"),
+    "rule name": _text("a name of letters, digits, _, - and .", r"[A-Za-z0-9_.-]{1,64}"),
+    "service name": _text(
+        "a unit's name: letters, digits, _, - and @",
+        r"[A-Za-z0-9](?:[A-Za-z0-9@_-]{0,62}[A-Za-z0-9_-])?",
+        _read_service,
+    ),
+    "sudoers name": _text("a file name of letters, digits, _ and -; sudo skips others", r"[A-Za-z0-9_-]{1,64}"),
+    "environment": _text("a name of letters, digits, _ and -", r"[A-Za-z0-9_-]+"),
+    "package": _text("a package's name", r"[a-z0-9][a-z0-9+.-]+"),
+    "word": _word,
+    "word or empty": _or_empty(_word),
+}
+
+
+# Kinds that are maps of the user's own
+
+
+class MapKind(NamedTuple):
+    words: str
+    schema: dict
+    read: Callable[[dict, str, Problems], dict]
+
+
+# Directives that a setting of ours decides, that our units rely on, or that would put a secret where others see it.
+_OWN_DIRECTIVES = {
+    "port": "the instance's name is its port",
+    "bind": "set bind of the instance",
+    "protected-mode": "it is always on",
+    "requirepass": "set password of the instance",
+    "maxmemory": "set maxmemory of the instance",
+    "maxmemory-policy": "set maxmemory_policy of the instance",
+    "appendonly": "set appendonly of the instance",
+    "appendfsync": "set appendfsync of the instance",
+    "save": "set save of the instance",
+    "databases": "set databases of the instance",
+    "dir": "the data lie in /var/redis/PORT",
+    "daemonize": "it follows from redis:service_manager",
+    "supervised": "it follows from redis:service_manager",
+    "pidfile": "it follows from redis:service_manager",
+    "logfile": "it follows from redis:service_manager; systemd's journal has the log",
+    "include": "nothing would check that file; write its directives here",
+    "user": "only the default user is known here; set password of the instance",
+    "aclfile": "it would make Redis ignore the password; set password of the instance",
+    "masterauth": "it is a secret, and directives are shown in states and logs",
+    "tls-key-file-pass": "it is a secret, and directives are shown in states and logs",
+    "tls-client-key-file-pass": "it is a secret, and directives are shown in states and logs",
+    "rename-command": "the formula asks Redis by its own names of commands",
+}
+# Redis splits a line into words as a shell would (src/sds.c, sdssplitargs); a quote ends where a word ends.
+_DIRECTIVE = re.compile(r"""\s*(?:(?:[^\s"']+|"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')(?:\s+|$))*""")
+
+
+def _read_directives(value: dict, path: str, problems: Problems) -> dict[str, list[str]]:
+    """Name -> list of values, each as it stands in redis.conf. No value is shown: who knows what it holds."""
+    result = {}
+    for name, lines in value.items():
+        place = f"{path}:{_name(name)}"
+        if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9-]*", name):
+            problems.add(place, "no name of a directive; allowed: lower case, digits and -")
+        elif name in _OWN_DIRECTIVES:
+            problems.add(place, f"cannot be set here: {_OWN_DIRECTIVES[name]}")
+        else:
+            lines = list(lines) if isinstance(lines, (list, tuple)) else [lines]
+            if not lines or not all(isinstance(line, (str, int, float)) for line in lines):
+                problems.add(
+                    place, "found neither text nor a number; allowed: a value, or a list of values for a line each"
+                )
+                continue
+            result[name] = ["yes" if line is True else "no" if line is False else str(line) or '""' for line in lines]
+            if any(re.search(r"[\x00-\x1f\x7f]", line) or not _DIRECTIVE.fullmatch(line) for line in result[name]):
+                problems.add(
+                    place, "found control characters or a quote that does not end; allowed: one line of redis.conf"
+                )
+    return result
+
+
+def _read_variables(value: dict, path: str, problems: Problems) -> dict[str, str]:
+    """Name -> text. Every value counts as a secret."""
+    result = {}
+    for name, content in value.items():
+        place = f"{path}:{_name(name)}"
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            problems.add(place, "no name of a variable; allowed: letters, digits and _, no digit first")
+        elif name == "REDIS_URL":
+            problems.add(place, "cannot be set here: set redis or redis_url of the service")
+        elif not isinstance(content, (str, int, float)):
+            problems.add(place, f"found {_form(content)}; allowed: text, a number, true or false; '' for empty")
+        else:
+            result[name] = str(content).lower() if isinstance(content, bool) else str(content)
+            if re.search(r"[\x00-\x08\x0a-\x1f\x7f]", result[name]):
+                problems.add(place, f"found {HIDDEN}, with control characters; allowed: text of one line")
+    return result
+
+
+def _read_sidekiq_yml(value: dict, path: str, problems: Problems) -> dict[str, Any]:
+    """Plain data. Sidekiq runs its sidekiq.yml through ERB before it reads it (lib/sidekiq/cli.rb, parse_config)."""
+    return {
+        key: _read_data(content, f"{path}:{_name(key)}", problems)
+        for key, content in value.items()
+        if _plain_key(key, f"{path}:{_name(key)}", problems)
+    }
+
+
+def _read_data(value: Any, path: str, problems: Problems) -> Any:
+    if isinstance(value, dict):
+        return _read_sidekiq_yml(value, path, problems)
+    if isinstance(value, (list, tuple)):
+        return [_read_data(entry, path, problems) for entry in value]
+    if isinstance(value, str) and "<%" in value:
+        problems.add(path, "found <%, which Ruby would run as code; allowed: plain data")
+    elif not isinstance(value, (str, int, float, type(None))):
+        problems.add(path, f"found {_form(value)}; allowed: text, numbers, true, false, null, lists and maps")
+    return value
+
+
+def _plain_key(key: Any, path: str, problems: Problems) -> bool:
+    if not isinstance(key, str):
+        problems.add(path, f"found {_form(key)} as a key; allowed: text")
+    elif "<%" in key:
+        problems.add(path, "found <%, which Ruby would run as code; allowed: plain data")
+    else:
+        return True
+    return False
+
+
+MAPS = {
+    "directives": MapKind(
+        "a map of directives: name to value or list of values",
+        {
+            "propertyNames": {"pattern": "^[a-z][a-z0-9-]*$", "not": {"enum": sorted(_OWN_DIRECTIVES)}},
+            "additionalProperties": {"type": ["string", "number", "boolean", "array"]},
+        },
+        _read_directives,
+    ),
+    "variables": MapKind(
+        "a map of variables: name to text, number, true or false",
+        {
+            "propertyNames": {"pattern": "^[A-Za-z_][A-Za-z0-9_]*$", "not": {"const": "REDIS_URL"}},
+            "additionalProperties": {"type": ["string", "number", "boolean"]},
+        },
+        _read_variables,
+    ),
+    "sidekiq.yml": MapKind("a map of plain data, without ERB", {}, _read_sidekiq_yml),
+}
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# 3. The rules across settings. Each looks only at what is right by itself; its docstring goes into the reference page.
+# --------------------------------------------------------------------------------------------------------------------
+
+R, F, D, S = (f"{ROOT}:{name}" for name in ("redis", "firewall", "deploy", "sidekiq"))
+
+
+def _read_version_from_source(redis: dict[str, Any], said: Any, problems: Problems) -> None:
+    """``redis-7.0.15.tar.gz`` and Debian's ``redis_7.0.15.orig.tar.gz`` say their release."""
+    if problems.at(f"{R}:source", f"{R}:version") or not redis["source"]:
+        return
+    file_name = os.path.basename(re.split(r"[?#]", redis["source"])[0])
+    match = re.match(r"(?:redis|valkey)[-_](\d+\.\d+(?:\.\d+)?(?:-rc\d+)?)(?=[.+~_-]|$)", file_name)
+    told = isinstance(said, dict) and isinstance(said.get("redis"), dict) and "version" in said["redis"]
+    if not told and match:
+        redis["version"] = match[1]
+    elif not told:
+        problems.add(f"{R}:version", f"must be given: the name of the source, {file_name!r}, does not tell it")
+    elif match and match[1] != redis["version"]:
+        problems.add(
+            f"{R}:version", f"found {redis['version']!r}, but the source is {file_name!r}; leave one of them out"
+        )
+
+
+def _source_is_verified(wish, problems):
+    """A `source` of your own needs a `source_hash`, and so does a release whose digest is not shipped."""
+    redis = wish["redis"]
+    if problems.at(f"{R}:source", f"{R}:version", f"{R}:source_hash") or redis["source_hash"]:
+        return
+    if redis["source"]:
+        problems.add(f"{R}:source_hash", "must be given with source: sha256=, and what `sha256sum FILE` says")
+    elif redis["version"] not in __salt__["redis_releases.known"]():
+        near = ", ".join(__salt__["redis_releases.nearest"](redis["version"]))
+        problems.add(
+            f"{R}:version",
+            f"found {redis['version']!r}, whose digest is not known here; give source_hash, or one of {near}",
+        )
+
+
+def _service_manager_is_there(wish, problems):
+    """`service_manager: systemd` needs a host where systemd is PID 1."""
+    if wish["redis"]["service_manager"] == "systemd" and not _booted_by_systemd():
+        problems.add(
+            f"{R}:service_manager", "found 'systemd', but systemd is not PID 1 on this minion; set auto or sysv"
+        )
+
+
+def _accounts_differ(wish, problems):
+    """Redis' user, the build's user and the deploy user are three different ones: none may touch what another owns."""
+    accounts = {}
+    for path, name in (
+        (f"{R}:user", wish["redis"]["user"]),
+        (f"{R}:build:user", wish["redis"]["build"]["user"]),
+        (f"{D}:user", wish["deploy"]["user"]),
+    ):
+        if name in accounts and not problems.at(path):
+            problems.add(path, f"found {name!r}, which is {accounts[name]} too; they must be different users")
+        accounts.setdefault(name, path)
+
+
+def _roles_have_something_to_do(wish, problems):
+    """The role redis needs an instance, the role sidekiq a service."""
+    for role, key, path in (("redis", "instances", f"{R}:instances"), ("sidekiq", "services", f"{S}:services")):
+        if role in wish["roles"] and not wish[role][key] and not problems.at(path):
+            problems.add(path, f"found none; name one, or take {role!r} out of {ROOT}:roles")
+
+
+def _memory_suffices(wish, problems):
+    """The `maxmemory` of all instances together lies below the memory of the host."""
+    memory = int(__grains__.get("mem_total") or 0) * 1024**2
+    sizes = {name: _bytes(entry["maxmemory"] or "") for name, entry in wish["redis"]["instances"].items()}
+    limited = [name for name, size in sizes.items() if size]
+    if memory and sum(sizes.values()) >= memory:
+        path = f"{R}:instances:{limited[0]}:maxmemory" if len(limited) == 1 else f"{R}:instances"
+        text = ", ".join(f"{wish['redis']['instances'][name]['maxmemory']} ({name})" for name in limited)
+        problems.add(path, f"found {text}; allowed: together below this minion's memory, {memory // 1024**2}mb")
+
+
+def _beyond_loopback_is_guarded(wish, problems):
+    """An instance that listens beyond loopback needs a password; `allow_from` needs one that listens there."""
+    for name, entry in wish["redis"]["instances"].items():
+        path = f"{R}:instances:{name}"
+        if problems.at(f"{path}:bind", f"{path}:password", f"{path}:allow_from"):
+            continue
+        beyond = [address for address in entry["bind"] if not _is_loopback(address)]
+        if beyond and not entry["password"]:
+            problems.add(
+                f"{path}:password", f"must be given: the instance listens beyond loopback, at {', '.join(beyond)}"
+            )
+        if entry["allow_from"] and not beyond:
+            problems.add(
+                f"{path}:allow_from",
+                "opens the firewall to an instance that listens on loopback alone; add an address to bind, or drop it",
+            )
+
+
+def _redis_is_not_open_to_everybody(wish, problems):
+    """No instance's port is open to anywhere: neither by `allow_from` nor by a rule of the firewall."""
+    for name, entry in wish["redis"]["instances"].items():
+        path = f"{R}:instances:{name}:allow_from"
+        if not problems.at(path) and _is_everywhere(entry["allow_from"]):
+            problems.add(path, "is open to anywhere; allowed: the networks of your own hosts")
+    if "redis" not in wish["roles"]:
+        return
+    for name, rule in wish["firewall"]["rules"].items():
+        path = f"{F}:rules:{name}"
+        open_to_all = not rule["from"] or _is_everywhere(rule["from"])
+        if problems.at(path) or rule["action"] not in ("allow", "limit") or rule["proto"] == "udp" or not open_to_all:
+            continue
+        for port in wish["redis"]["instances"]:
+            if _covers(rule["port"], int(port)):
+                problems.add(path, f"opens port {port}, a Redis instance, to anywhere; list networks in its allow_from")
+
+
+def _rules_suit_ufw(wish, problems):
+    """A range of ports needs `proto` tcp or udp, and no name of a rule is one of ours."""
+    for name, rule in wish["firewall"]["rules"].items():
+        path = f"{F}:rules:{name}"
+        if not problems.at(path) and rule["proto"] == "any" and ":" in rule["port"]:
+            problems.add(f"{path}:proto", "found 'any'; allowed with a range of ports: tcp or udp")
+        if re.fullmatch(r"redis_\d+", name):
+            problems.add(path, "this name is kept for allow_from of a Redis instance; take another")
+
+
+def _rules_agree(wish, problems):
+    """No two rules of the firewall say different things about the same port, protocol and source."""
+    if problems.at(f"{F}:rules", f"{R}:instances"):
+        return
+    first = {}
+    for rule in _firewall_rules(wish):
+        other = first.setdefault((rule["port"], rule["proto"], rule["from"]), rule)
+        if other["action"] != rule["action"]:
+            of_ours = rule["name"] not in wish["firewall"]["rules"]
+            path = (
+                f"{R}:instances:{rule['name'][len('redis_') :]}:allow_from" if of_ours else f"{F}:rules:{rule['name']}"
+            )
+            problems.add(
+                path,
+                f"says {rule['action']} for port {rule['port']}/{rule['proto']} from {rule['from']}, "
+                f"but the rule {other['name']} says {other['action']}; keep one of them",
+            )
+
+
+def _ssh_stays_reachable(wish, problems):
+    """The firewall lets ssh in: tcp port 22, or the port of the rule named `ssh`."""
+    firewall = wish["firewall"]
+    if "firewall" not in wish["roles"] or not firewall["enabled"] or problems.at(F, f"{R}:instances"):
+        return
+    ssh = firewall["rules"].get("ssh")
+    port = int(ssh["port"].partition(":")[0]) if ssh else 22
+    verdict = firewall["incoming"]
+    for rule in _firewall_rules(wish):
+        lets_in = rule["action"] in ("allow", "limit")
+        if rule["proto"] != "udp" and _covers(rule["port"], port) and (lets_in or rule["from"] == "any"):
+            verdict = rule["action"]  # the first rule that matches decides
+            break
+    if verdict not in ("allow", "limit"):
+        problems.add(
+            f"{F}:rules",
+            f"shuts out ssh: nothing lets in port {port}/tcp; add a rule such as ssh: {{port: {port}}}",
+        )
+
+
+def _stop_timeout_suffices(wish, problems):
+    """`stop_timeout` is at least `timeout` + 10: Sidekiq needs the time to push unfinished jobs back."""
+    for name, service in wish["sidekiq"]["services"].items():
+        path = f"{S}:services:{name}"
+        stop, timeout = service["stop_timeout"], service["timeout"]
+        if not problems.at(f"{path}:timeout", f"{path}:stop_timeout") and stop is not None and stop < timeout + 10:
+            problems.add(
+                f"{path}:stop_timeout", f"found {stop}; allowed: at least {timeout + 10} s, timeout ({timeout}) + 10"
+            )
+
+
+def _one_place_for_each_option(wish, problems):
+    """What has a setting of its own is not said again in a service's `config` or `arguments`."""
+    for name, service in wish["sidekiq"]["services"].items():
+        path = f"{S}:services:{name}"
+        config = service["config"]
+        inside = config.get(service["environment"])  # sidekiq.yml may have a section for each environment
+        keys = {key.lstrip(":") for part in (config, inside if isinstance(inside, dict) else {}) for key in part}
+        if "timeout" in keys:
+            problems.add(f"{path}:config:timeout", "cannot be set here: set timeout of the service")
+        for key in ("concurrency", "queues", "require"):
+            if key in keys and service[key]:
+                problems.add(f"{path}:config:{key}", f"is set twice, here and in {path}:{key}; keep one of them")
+        for option in filter(None, map(_setting_of, filter(None, service["arguments"]))):
+            problems.add(f"{path}:arguments", f"found Sidekiq's option for {option}; set {option} of the service")
+
+
+def _command_is_absolute(wish, problems):
+    """A service's `command` begins with an absolute path of plain characters: systemd searches no PATH of yours."""
+    for name, service in wish["sidekiq"]["services"].items():
+        path = f"{S}:services:{name}:command"
+        if not problems.at(path) and not re.fullmatch(r"/[A-Za-z0-9_./+@:,=-]+", service["command"][0]):
+            problems.add(
+                path, f"begins with {_found(service['command'][0])}; allowed: an absolute path like /usr/bin/bundle"
+            )
+
+
+def _service_has_its_redis(wish, problems):
+    """
+    `redis` of a service is an instance of this minion, and one that evicts nothing; a minion without the role redis
+    says `redis_url` instead.
+    """
+    if "sidekiq" not in wish["roles"]:
+        return
+    instances = wish["redis"]["instances"]
+    for name, service in wish["sidekiq"]["services"].items():
+        path, port = f"{S}:services:{name}:redis", service["redis"]
+        if (
+            service["redis_url"]
+            or not port
+            or problems.at(path, f"{S}:services:{name}:redis_url", f"{R}:instances:{port}")
+        ):
+            continue
+        if "redis" not in wish["roles"]:
+            problems.add(path, f"found {port!r}, but this minion has no role redis; set redis_url, or redis: ''")
+        elif port not in instances:
+            problems.add(
+                path, f"found {port!r}, which is no instance here; allowed: {', '.join(instances) or 'none'}, or empty"
+            )
+        elif instances[port]["maxmemory_policy"] != "noeviction":
+            problems.add(
+                f"{R}:instances:{port}:maxmemory_policy",
+                f"found {instances[port]['maxmemory_policy']!r}; allowed for the Sidekiq service {name}: noeviction, "
+                "jobs must not vanish",
+            )
+
+
+def _unit_names_differ(wish, problems):
+    """No service has the name of a Redis instance's unit."""
+    for name in wish["sidekiq"]["services"]:
+        if name in [f"redis_{port}" for port in wish["redis"]["instances"]]:
+            problems.add(f"{S}:services:{name}", "is the unit of a Redis instance; take another name")
+
+
+def _users_exist(wish, problems):
+    """A service's user, its group and the deploy user exist, or are made (`create_user`)."""
+    deploy = wish["deploy"]
+    if "sidekiq" not in wish["roles"] or problems.at(D):
+        return
+    made = [deploy["user"]] if deploy["create_user"] else []
+    if not made and not _exists(pwd.getpwnam, deploy["user"]):
+        problems.add(
+            f"{D}:user", f"found {deploy['user']!r}, who does not exist; make him first, or set create_user: true"
+        )
+    for name, service in wish["sidekiq"]["services"].items():
+        path = f"{S}:services:{name}"
+        user, group = service["user"], service["group"]
+        if user and user not in [deploy["user"], *made] and not _exists(pwd.getpwnam, user):
+            problems.add(f"{path}:user", f"found {user!r}, who does not exist; make this user first, or leave it empty")
+        if group and group not in made and not _exists(grp.getgrnam, group):
+            problems.add(
+                f"{path}:group", f"found {group!r}, which does not exist; make this group first, or leave it empty"
+            )
+
+
+def _tls_is_compiled_in(wish, problems):
+    """Directives that begin with `tls-` need `build:tls: true`."""
+    if wish["redis"]["build"]["tls"] or problems.at(f"{R}:build:tls"):
+        return
+    for port, entry in wish["redis"]["instances"].items():
+        for name in entry["directives"]:
+            if name.startswith("tls-"):
+                problems.add(f"{R}:instances:{port}:directives:{name}", f"needs {R}:build:tls: true")
+
+
+RULES = (
+    _source_is_verified,
+    _service_manager_is_there,
+    _accounts_differ,
+    _roles_have_something_to_do,
+    _memory_suffices,
+    _beyond_loopback_is_guarded,
+    _redis_is_not_open_to_everybody,
+    _tls_is_compiled_in,
+    _rules_suit_ufw,
+    _rules_agree,
+    _ssh_stays_reachable,
+    _users_exist,
+    _unit_names_differ,
+    _command_is_absolute,
+    _one_place_for_each_option,
+    _service_has_its_redis,
+    _stop_timeout_suffices,
+)
+
+
+# Facts about the minion, and small questions that rules and derivation share
+
+
+def _booted_by_systemd() -> bool:
+    return os.path.isdir("/run/systemd/system")  # sd_booted(3)
+
+
+def _exists(lookup: Callable[[str], Any], name: str) -> bool:
+    try:
+        lookup(name)
+    except KeyError:
+        return False
+    return True
+
+
+def _is_loopback(address: str) -> bool:
+    address = address.lstrip("-")
+    return address not in ("*", "::*") and ipaddress.ip_address(address).is_loopback
+
+
+def _is_everywhere(networks: list[str]) -> bool:
+    """Do these networks hold all addresses of a family? Two halves do."""
+    by_family = {4: [], 6: []}
+    for network in map(ipaddress.ip_network, networks):
+        by_family[network.version].append(network)
+    return any(network.prefixlen == 0 for each in by_family.values() for network in ipaddress.collapse_addresses(each))
+
+
+# Sidekiq's options (lib/sidekiq/cli.rb) and our settings for them.
+_OPTIONS = {
+    "-c": "concurrency",
+    "-C": "config",
+    "-e": "environment",
+    "-q": "queues",
+    "-r": "require",
+    "-t": "timeout",
+    "--concurrency": "concurrency",
+    "--config": "config",
+    "--environment": "environment",
+    "--queue": "queues",
+    "--require": "require",
+    "--timeout": "timeout",
+}
+
+
+def _setting_of(argument: str) -> str:
+    """The setting that an argument of Sidekiq says again. Ruby's OptionParser knows -t5, --timeout=5 and --time too."""
+    if not argument.startswith("--"):
+        return _OPTIONS.get(argument[:2], "")
+    word = argument.partition("=")[0]
+    return next((setting for option, setting in _OPTIONS.items() if option.startswith(word) and len(word) > 2), "")
+
+
+def _covers(ports: str, port: int) -> bool:
+    first, _, last = ports.partition(":")
+    return int(first) <= port <= int(last or first)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# 4. What follows from the settings
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def _derive(wish: dict[str, Any], reveal: bool) -> dict[str, Any]:
+    """The settings as SLS files and modules use them. ``reveal`` adds secrets; nothing else here knows them."""
+    return {
+        "roles": [role for role in ROLES if role in wish["roles"]],
+        "packages": _packages(wish),
+        "redis": _redis(wish, reveal),
+        "firewall": {**wish["firewall"], "rules": _firewall_rules(wish)},
+        "deploy": _deploy(wish),
+        "sidekiq": _sidekiq(wish, reveal),
+    }
+
+
+def _packages(wish) -> list[str]:
+    """Everything that the roles need from the distribution, sorted."""
+    known, roles, sidekiq = PACKAGES[__grains__["os_family"]], wish["roles"], wish["sidekiq"]
+    needed = [name for role in roles for name in known[role]]
+    if "redis" in roles and wish["redis"]["build"]["tls"]:
+        needed += known["tls"]
+    if "sidekiq" in roles:
+        needed += known[sidekiq["install"]] if sidekiq["packages"] is None else sidekiq["packages"]
+    return sorted(set(needed))
+
+
+def _redis(wish, reveal) -> dict[str, Any]:
+    """
+    ``version``, ``source``, ``source_hash`` (``sha256=HEX``), ``prefix``, ``bin_dir``, ``user``, ``group``, ``build``
+    (``user``, ``jobs`` at least 1, ``malloc``, ``tls``), ``service_manager`` (systemd or sysv), ``purge_data`` and
+    ``instances``, a list in the order of their ports (see :func:`_instance`).
+    """
+    redis = wish["redis"]
+    version, manager = redis["version"], redis["service_manager"]
+    if manager == "auto":
+        manager = "systemd" if _booted_by_systemd() else "sysv"
+    return {
+        **redis,
+        "source": redis["source"] or __salt__["redis_releases.url"](version),
+        "source_hash": redis["source_hash"] or "sha256=" + __salt__["redis_releases.digest"](version),
+        "build": {**redis["build"], "jobs": redis["build"]["jobs"] or int(__grains__.get("num_cpus") or 1)},
+        "service_manager": manager,
+        "instances": [
+            _instance(name, redis["instances"][name], manager, reveal) for name in sorted(redis["instances"], key=int)
+        ],
+    }
+
+
+def _instance(name, entry, manager, reveal) -> dict[str, Any]:
+    """``name``, ``port``, ``unit``, ``config``, ``dir``, ``bind``, ``allow_from``, ``has_password``, ``directives``."""
+    instance = {
+        "name": name,
+        "port": int(name),
+        "unit": f"redis_{name}",
+        "config": f"/etc/redis/{name}.conf",
+        "dir": f"/var/redis/{name}",
+        "bind": entry["bind"],
+        "allow_from": entry["allow_from"],
+        "has_password": bool(entry["password"]),
+        "directives": _directives(name, entry, manager),
+    }
+    return {**instance, "password": entry["password"]} if reveal else instance
+
+
+def _directives(name, entry, manager) -> list[list[str]]:
+    """The lines of redis.conf as ``[name, value]``, in the order of upstream's own file, without the password."""
+    sysv = manager == "sysv"
+    lines = [
+        ["bind", " ".join(entry["bind"])],
+        ["protected-mode", "yes"],
+        ["port", name],
+        ["daemonize", "yes" if sysv else "no"],
+        ["supervised", "no" if sysv else "systemd"],
+        ["pidfile", f"/run/redis/{name}.pid" if sysv else '""'],
+        ["logfile", f"/var/log/redis/{name}.log" if sysv else '""'],
+        ["databases", str(entry["databases"])],
+        *(["save", point] for point in entry["save"] or ['""']),
+        ["dir", f"/var/redis/{name}"],
+    ]
+    if entry["maxmemory"]:
+        lines.append(["maxmemory", entry["maxmemory"]])
+    lines += [
+        ["maxmemory-policy", entry["maxmemory_policy"]],
+        ["appendonly", "yes" if entry["appendonly"] else "no"],
+        ["appendfsync", entry["appendfsync"]],
+    ]
+    return lines + [[directive, value] for directive, values in entry["directives"].items() for value in values]
+
+
+def _firewall_rules(wish) -> list[dict[str, str]]:
+    """``name``, ``action``, ``port``, ``proto``, ``from`` (a network or ``any``): one for each source, ssh first."""
+    rules = [
+        {"name": name, "action": rule["action"], "port": rule["port"], "proto": rule["proto"], "from": source}
+        for name, rule in sorted(wish["firewall"]["rules"].items(), key=lambda item: item[0] != "ssh")
+        for source in rule["from"] or ["any"]
+    ]
+    if "redis" in wish["roles"]:
+        rules += [
+            {"name": f"redis_{port}", "action": "allow", "port": port, "proto": "tcp", "from": source}
+            for port in sorted(wish["redis"]["instances"], key=int)
+            for source in wish["redis"]["instances"][port]["allow_from"]
+        ]
+    return rules
+
+
+def _deploy(wish) -> dict[str, Any]:
+    """``user``, ``create_user``, ``home``, ``verbs``, ``sudoers`` (a path), ``units`` that he may act on."""
+    deploy = wish["deploy"]
+    return {
+        **deploy,
+        "home": deploy["home"] or f"/home/{deploy['user']}",
+        "sudoers": f"/etc/sudoers.d/{deploy['sudoers']}",
+        "units": list(wish["sidekiq"]["services"]) if deploy["verbs"] else [],
+    }
+
+
+def _sidekiq(wish, reveal) -> dict[str, Any]:
+    """``install`` and ``services``, a list (see :func:`_service`)."""
+    services = [_service(name, service, wish, reveal) for name, service in wish["sidekiq"]["services"].items()]
+    return {"install": wish["sidekiq"]["install"], "services": services}
+
+
+def _service(name, service, wish, reveal) -> dict[str, Any]:
+    """
+    ``name``, ``unit``, ``app_dir``, ``current``, ``user``, ``group``, ``argv``, ``config_file`` (or empty), ``config``,
+    ``env_file``, ``env_names``, ``redis`` and ``redis_unit`` (or empty), and the timeouts in seconds.
+    """
+    user = service["user"] or wish["deploy"]["user"]
+    local = _local_instance(service, wish)
+    url = service["redis_url"] or (_redis_url(local, wish["redis"]["instances"][local]) if local else "")
+    env = {**service["env"], **({"REDIS_URL": url} if url else {})}
+    config_file = f"/etc/sidekiq/{name}.yml" if service["config"] else ""
+    result = {
+        "name": name,
+        "unit": f"{name}.service",
+        "app_dir": service["app_dir"],
+        "current": f"{service['app_dir']}/current",
+        "user": user,
+        "group": service["group"] or _primary_group(user),
+        "argv": _argv(service, config_file),
+        "config_file": config_file,
+        "config": service["config"],
+        "env_file": f"/etc/sidekiq/{name}.env",
+        "env_names": sorted(env),
+        "redis": local,
+        "redis_unit": f"redis_{local}.service" if local else "",
+        "timeout": service["timeout"],
+        "stop_timeout": service["timeout"] + 15 if service["stop_timeout"] is None else service["stop_timeout"],
+        "start_timeout": service["start_timeout"],
+        "watchdog": service["watchdog"],
+    }
+    return {**result, "env": env} if reveal else result
+
+
+def _local_instance(service, wish) -> str:
+    """The instance of this minion that a service uses, or empty."""
+    here = "redis" in wish["roles"] and service["redis"] in wish["redis"]["instances"]
+    return service["redis"] if here and not service["redis_url"] else ""
+
+
+def _redis_url(port, entry) -> str:
+    """How this host reaches an instance: loopback where it listens there, else the first address that it must have."""
+    addresses = [address.lstrip("-") for address in sorted(entry["bind"], key=lambda address: address.startswith("-"))]
+    reach = {"*": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::*": "::1", "::": "::1"}
+    addresses = [reach.get(address, address) for address in addresses]
+    host = next(filter(_is_loopback, addresses), addresses[0])
+    login = f":{quote(entry['password'], safe='')}@" if entry["password"] else ""
+    return f"redis://{login}{f'[{host}]' if ':' in host else host}:{port}/0"
+
+
+def _argv(service, config_file) -> list[str]:
+    """The words of ExecStart; options go before what the app's own sidekiq.yml says."""
+    argv = [*service["command"], "-e", service["environment"], "-t", str(service["timeout"])]
+    if service["concurrency"] is not None:
+        argv += ["-c", str(service["concurrency"])]
+    if service["require"]:
+        argv += ["-r", service["require"]]
+    for queue in service["queues"]:
+        argv += ["-q", queue if isinstance(queue, str) else ",".join(map(str, *queue.items()))]
+    argv += service["arguments"]
+    return argv + ["-C", config_file] if config_file else argv
+
+
+def _primary_group(user) -> str:
+    """Of a user who is not there yet: the group of the same name, which useradd makes on Debian."""
+    try:
+        return grp.getgrgid(pwd.getpwnam(user).pw_gid).gr_name
+    except KeyError:
+        return user
