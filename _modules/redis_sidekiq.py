@@ -377,7 +377,7 @@ SERVICES = Entries(
         "redis_url": Setting(
             "url",
             "",
-            "`REDIS_URL` for a Redis elsewhere; goes before `redis`. Secret, it can hold a password.",
+            "`REDIS_URL` for a Redis elsewhere; goes before `redis`. It can hold a password.",
             secret=True,
         ),
         "timeout": Setting(
@@ -740,7 +740,7 @@ def _found(value: Any, secret: bool = False) -> str:
     """A value as a message may show it: on one line, not too long, and no secret."""
     if isinstance(value, (dict, list, tuple)) or value is None:
         return _form(value)
-    if secret or re.search(r"://[^/\s]*@", str(value)):
+    if secret or re.search(r"://.*@", str(value)):
         return HIDDEN
     if isinstance(value, bool):
         return str(value).lower()
@@ -1088,7 +1088,7 @@ KINDS = {
         lambda _: {"type": ["string", "object"], "maxProperties": 1, "additionalProperties": {"type": "integer"}},
         _read_queue,
     ),
-    "version": _text("a release like 8.0.6, 6.2 or newer, in quotes", r"\d+\.\d+(?:\.\d+)?(?:-rc\d+)?", _read_version),
+    "version": _text("a release like 8.0.6, 6.2 or newer", r"\d+\.\d+(?:\.\d+)?(?:-rc\d+)?", _read_version),
     "source": _text(
         "https://, salt:// or file:// and a path, an absolute path, or empty",
         r"(?:(?:https|salt|file)://[^\s\x00-\x1f\x7f\"'\\]+|/[^\s\x00-\x1f\x7f\"'\\]+)?",
@@ -1363,8 +1363,9 @@ def _redis_is_not_open_to_everybody(wish, problems):
         return
     for name, rule in wish["firewall"]["rules"].items():
         path = f"{F}:rules:{name}"
-        open_to_all = not rule["from"] or _is_everywhere(rule["from"])
-        if problems.at(path) or rule["action"] not in ("allow", "limit") or rule["proto"] == "udp" or not open_to_all:
+        if problems.at(path) or rule["action"] not in ("allow", "limit") or rule["proto"] == "udp":
+            continue
+        if rule["from"] and not _is_everywhere(rule["from"]):
             continue
         for port in wish["redis"]["instances"]:
             if _covers(rule["port"], int(port)):
@@ -1477,7 +1478,7 @@ def _service_has_its_redis(wish, problems):
             problems.add(path, f"found {port!r}, but this minion has no role redis; set redis_url, or redis: ''")
         elif port not in instances:
             problems.add(
-                path, f"found {port!r}, which is no instance here; allowed: {', '.join(instances) or 'none'}, or empty"
+                path, f"found {port!r}, which is no instance here; allowed: {', '.join(sorted(instances, key=int)) or 'none'}, or empty"
             )
         elif instances[port]["maxmemory_policy"] != "noeviction":
             problems.add(

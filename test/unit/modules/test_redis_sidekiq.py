@@ -1,0 +1,708 @@
+"""The settings: every mistake is named once, secrets never, and what comes of a pillar that is right."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+from salt.exceptions import SaltInvocationError
+
+from test.conftest import REPO
+from test.wrong_pillars import OPEN, WRONG_PILLARS, deploy, instance, redis, rules, service
+
+SENTINEL = "hunter2-4f1d"
+EXAMPLE = (REPO / "pillar.example").read_text()
+
+
+@pytest.fixture
+def settle(redis_sidekiq):
+    """The settings that come of a pillar: ``settle(pillar)``."""
+
+    def _settle(pillar=None, **arguments):
+        redis_sidekiq.__pillar__ = pillar or {}
+        return redis_sidekiq.settings(**arguments)
+
+    return _settle
+
+
+@pytest.fixture
+def check(redis_sidekiq):
+    return redis_sidekiq.check
+
+
+def first_instance(settings):
+    return settings["redis"]["instances"][0]
+
+
+def first_service(settings):
+    return settings["sidekiq"]["services"][0]
+
+
+def directives(settings):
+    return [" ".join(line) for line in first_instance(settings)["directives"]]
+
+
+# Wrong pillars -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name, pillar, expected", WRONG_PILLARS, ids=[case[0] for case in WRONG_PILLARS])
+def test_a_mistake_is_named_once_and_nothing_else_is(check, name, pillar, expected):
+    lines = check(pillar)
+    assert len(lines) == 1, lines
+    assert lines[0].startswith(expected[0])
+    for words in expected:
+        assert words in lines[0]
+    assert "\n" not in lines[0]
+
+
+GARBAGE = [None, True, 0, -1, 1.5, "", "x", "a\nb", "1", [], [None], [[]], ["", ""], {}, {"a": None}, {1: 2}, {None: []}]
+
+
+def test_no_value_breaks_the_check(redis_sidekiq, check):
+    """Whatever stands at whatever key: sentences, no traceback; and no two settings at once, so no rule can hide one."""
+    for entry in redis_sidekiq.contract()["settings"]:
+        path = entry["path"].replace("PORT", "6379").replace("NAME", "sidekiq")
+        for garbage in GARBAGE:
+            pillar = garbage
+            for key in reversed(path.split(":")):
+                pillar = {key: pillar}
+            lines = check(pillar)
+            assert all(re.fullmatch(r"redis_sidekiq(:[A-Za-z0-9_.@*-]*)*: .+", line) for line in lines), lines
+            if not lines:
+                redis_sidekiq.__pillar__ = pillar
+                assert redis_sidekiq.settings(reveal=True)
+
+
+def test_the_cases_differ():
+    names = [name for name, _, _ in WRONG_PILLARS]
+    assert len(names) == len(set(names)) >= 40
+    assert [case[1] for case in WRONG_PILLARS] == json.loads(json.dumps([case[1] for case in WRONG_PILLARS]))
+
+
+def test_settings_raise_what_check_returns(settle, check):
+    pillar = redis(verison="8.0.6", build={"jobs": "2"})
+    with pytest.raises(SaltInvocationError) as raised:
+        settle(pillar)
+    assert str(raised.value).splitlines() == check(pillar)
+    assert len(check(pillar)) == 2
+
+
+def test_all_mistakes_come_at_once(check):
+    lines = check(
+        {
+            "redis_sidekiq": {
+                "rols": ["redis"],
+                "redis": {"version": 8, "instances": {"6379": {"bind": ["10.0.0.5"], "save": "often"}, "x": {}}},
+                "firewall": {"incoming": "drop", "rules": {"queue": {"port": 6379}}},
+                "deploy": {"sudoers": "a.b", "verbs": ["reload", "status"]},
+                "sidekiq": {"services": {"sidekiq": {"timeout": 30, "stop_timeout": 31, "env": {"A-B": 1}}}},
+            }
+        }
+    )
+    assert [line.partition(": ")[0] for line in lines] == [
+        "redis_sidekiq:rols",
+        "redis_sidekiq:redis:version",
+        "redis_sidekiq:redis:instances:x",
+        "redis_sidekiq:redis:instances:6379:save",
+        "redis_sidekiq:firewall:incoming",
+        "redis_sidekiq:deploy:verbs",
+        "redis_sidekiq:deploy:verbs",
+        "redis_sidekiq:deploy:sudoers",
+        "redis_sidekiq:sidekiq:services:sidekiq:env:A-B",
+        "redis_sidekiq:redis:instances:6379:password",
+        "redis_sidekiq:firewall:rules:queue",
+        "redis_sidekiq:sidekiq:services:sidekiq:stop_timeout",
+    ]
+
+
+def test_a_port_as_number_and_as_text(check):
+    assert check(redis(instances={6379: {}, "6379": {}})) == [
+        "redis_sidekiq:redis:instances:6379: is there twice, once as a number and once as text; keep one of them"
+    ]
+
+
+def test_systemd_is_asked_for_where_another_init_runs(redis_sidekiq, check):
+    redis_sidekiq._booted_by_systemd = lambda: False
+    (line,) = check(redis(service_manager="systemd"))
+    assert line.startswith("redis_sidekiq:redis:service_manager: found 'systemd', but systemd is not PID 1")
+
+
+def test_another_family_of_systems(redis_sidekiq, check):
+    redis_sidekiq.__grains__["os_family"] = "RedHat"
+    (line,) = check({})
+    assert line.startswith("redis_sidekiq: found a minion of the family RedHat")
+    assert "Debian" in line
+
+
+def test_a_pillar_that_did_not_render_is_not_taken_for_the_defaults(settle, check):
+    with pytest.raises(SaltInvocationError, match="did not render"):
+        settle({"_errors": ["..."]})
+    assert "did not render" in check({"_errors": ["..."]})[0]
+
+
+def test_a_pillar_that_is_no_map(check):
+    assert check("redis_sidekiq") == ["redis_sidekiq: found text; allowed: a map with the key redis_sidekiq"]
+
+
+def test_memory_that_is_not_known_is_not_judged(redis_sidekiq, check):
+    del redis_sidekiq.__grains__["mem_total"]
+    assert check(instance(maxmemory="900gb")) == []
+
+
+# Right pillars that come close to a mistake --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "pillar",
+    [
+        {},
+        {"redis_sidekiq": None},
+        {"redis_sidekiq": {"redis": None, "sidekiq": {"services": None}}},
+        redis(instances={6380: {}}),
+        instance(maxmemory="4095mb"),
+        instance(maxmemory=1073741824),
+        instance(maxmemory="0"),
+        instance(**OPEN, allow_from=["10.0.0.0/24", "fd00::/8"]),
+        instance(
+            directives={"tcp-keepalive": 60, "lazyfree-lazy-eviction": True, "proc-title-template": '"{title} x"'}
+        ),
+        redis(build={"tls": True}, instances={"6379": {"directives": {"tls-port": 6390}}}),
+        redis(version="8.0.99", source_hash="a" * 64),
+        rules(ssh={"port": 2222}),
+        rules(ssh={"from": ["10.0.0.0/8"], "action": "limit"}),
+        rules(ssh=None, admin={"port": "20:30", "from": ["10.0.0.0/8"]}),
+        rules(guard={"port": 22, "action": "deny", "from": ["203.0.113.0/24"]}),
+        rules(queue={"port": 6379, "from": ["10.0.0.0/8"]}, chat={"port": 6379, "proto": "udp"}),
+        {"redis_sidekiq": {"firewall": {"incoming": "allow", "rules": {"ssh": None}}}},
+        {"redis_sidekiq": {"firewall": {"enabled": False, "rules": {"ssh": None}}}},
+        {"redis_sidekiq": {"roles": ["firewall"], "firewall": {"rules": {"queue": {"port": 6379}}}}},
+        {"redis_sidekiq": {"roles": ["redis"], "sidekiq": {"services": {"sidekiq": None}}}},
+        {"redis_sidekiq": {"roles": ["sidekiq"], "sidekiq": {"services": {"sidekiq": {"redis": ""}}}}},
+        {"redis_sidekiq": {"roles": ["sidekiq"], "sidekiq": {"services": {"sidekiq": {"redis_url": "rediss://q/0"}}}}},
+        deploy(user="worker", create_user=False),
+        service(user="worker", group="jobs"),
+        service(stop_timeout=35),
+        service(redis=6379),
+        service(arguments=["--verbose", "-g", "tag"]),
+        service(config={"concurrency": 5, "queues": ["mail"], "staging": {"timeout": 9}}),
+        service(watchdog=0),
+        redis(instances={"6379": {"maxmemory_policy": "allkeys-lru"}, "6380": {}})
+        | {
+            "redis_sidekiq": {
+                "sidekiq": {"services": {"sidekiq": {"redis": "6380"}}},
+                "redis": {"instances": {"6380": {}}},
+            }
+        },
+    ],
+)
+def test_a_right_pillar_is_not_complained_about(check, settle, pillar):
+    assert check(pillar) == []
+    settle(pillar)
+
+
+# Secrets -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "pillar",
+    [
+        {"redis_sidekiq": SENTINEL},
+        redis(instances=SENTINEL),
+        redis(instances={"6379": SENTINEL}),
+        redis(instances={f"password={SENTINEL}": {}}),
+        redis(source=f"https://me:{SENTINEL}@mirror/redis-8.0.6.tar.gz", source_hash="a" * 64),
+        instance(password=SENTINEL + "\n"),
+        instance(password=[SENTINEL]),
+        instance(password={SENTINEL: 1}),
+        instance(pasword=SENTINEL),
+        instance(password=SENTINEL, allow_from=["10.0.0.0/8"]),
+        instance(directives={"requirepass": SENTINEL}),
+        instance(directives={"masterauth": SENTINEL}),
+        instance(directives={"maxclients": SENTINEL + '"'}),
+        instance(directives={"maxclients": {"a": SENTINEL}}),
+        instance(directives={f"requirepass {SENTINEL}": 1}),
+        service(env=[f"KEY={SENTINEL}"]),
+        service(env=SENTINEL),
+        service(env={"KEY": SENTINEL + "\0"}),
+        service(env={"KEY": {"a": SENTINEL}}),
+        service(env={f"KEY={SENTINEL}": "x"}),
+        service(env={"REDIS_URL": f"redis://:{SENTINEL}@q/0"}),
+        service(redis_url=SENTINEL),
+        service(redis_url=f"http://:{SENTINEL}@q/0"),
+        service(redis=f"redis://:{SENTINEL}/@q/0"),
+        service(queues=f"redis://:{SENTINEL}@q/0"),
+        service(config={"secret": f"{SENTINEL} <%"}),
+        service(config=SENTINEL),
+        service(concurency={"env": SENTINEL}),
+    ],
+)
+def test_no_message_holds_a_secret(check, settle, pillar):
+    lines = check(pillar)
+    assert lines and SENTINEL not in "\n".join(lines)
+    with pytest.raises(SaltInvocationError) as raised:
+        settle(pillar)
+    assert SENTINEL not in str(raised.value)
+
+
+SECRETS = {
+    "redis_sidekiq": {
+        "redis": {"instances": {6379: {"password": SENTINEL}}},
+        "sidekiq": {
+            "services": {"sidekiq": {"env": {"KEY": SENTINEL}}, "far": {"redis_url": f"redis://:{SENTINEL}@q/0"}}
+        },
+    }
+}
+
+
+def test_settings_hold_secrets_only_when_asked(settle):
+    assert SENTINEL not in json.dumps(settle(SECRETS))
+    revealed = settle(SECRETS, reveal=True)
+    assert first_instance(revealed)["password"] == SENTINEL
+    assert [service["env"] for service in revealed["sidekiq"]["services"]] == [
+        {"KEY": SENTINEL, "REDIS_URL": f"redis://:{SENTINEL}@127.0.0.1:6379/0"},
+        {"REDIS_URL": f"redis://:{SENTINEL}@q/0"},
+    ]
+
+
+def test_settings_say_which_secrets_there_are(settle):
+    settings = settle(SECRETS)
+    assert first_instance(settings)["has_password"] is True
+    assert first_service(settings)["env_names"] == ["KEY", "REDIS_URL"]
+
+
+def test_secrets_are_not_revealed_over_the_bus(settle):
+    """Salt adds such arguments to a call by people (salt, salt-call), not to one by a module."""
+    assert settle(SECRETS, __pub_fun="redis_sidekiq.settings")
+    with pytest.raises(SaltInvocationError, match="leave out reveal"):
+        settle(SECRETS, reveal=True, __pub_fun="redis_sidekiq.settings")
+
+
+def test_settings_take_no_other_argument(settle):
+    with pytest.raises(SaltInvocationError, match="takes no saltenv"):
+        settle(saltenv="base")
+
+
+# Defaults ------------------------------------------------------------------------------------------------------------
+
+
+def test_defaults(settle):
+    """The whole result, so that a change of a default or of the shape shows here."""
+    assert settle() == {
+        "roles": ["redis", "firewall", "sidekiq"],
+        "packages": [
+            "build-essential",
+            "bundler",
+            "ca-certificates",
+            "libsystemd-dev",
+            "pkg-config",
+            "ruby",
+            "ruby-dev",
+            "sudo",
+            "ufw",
+        ],
+        "redis": {
+            "version": "8.0.6",
+            "source": "https://download.redis.io/releases/redis-8.0.6.tar.gz",
+            "source_hash": "sha256=6d0a9913887a4972536f9da226f1575859c34d86354129163260a5f9c6bd4229",
+            "prefix": "/opt/redis",
+            "bin_dir": "/usr/local/bin",
+            "user": "redis",
+            "group": "redis",
+            "build": {"user": "redis-build", "jobs": 2, "malloc": "jemalloc", "tls": False},
+            "service_manager": "systemd",
+            "purge_data": False,
+            "instances": [
+                {
+                    "name": "6379",
+                    "port": 6379,
+                    "unit": "redis_6379",
+                    "config": "/etc/redis/6379.conf",
+                    "dir": "/var/redis/6379",
+                    "bind": ["127.0.0.1", "-::1"],
+                    "allow_from": [],
+                    "has_password": False,
+                    "directives": [
+                        ["bind", "127.0.0.1 -::1"],
+                        ["protected-mode", "yes"],
+                        ["port", "6379"],
+                        ["daemonize", "no"],
+                        ["supervised", "systemd"],
+                        ["pidfile", '""'],
+                        ["logfile", '""'],
+                        ["databases", "16"],
+                        ["save", "3600 1"],
+                        ["save", "300 100"],
+                        ["save", "60 10000"],
+                        ["dir", "/var/redis/6379"],
+                        ["maxmemory-policy", "noeviction"],
+                        ["appendonly", "yes"],
+                        ["appendfsync", "everysec"],
+                    ],
+                }
+            ],
+        },
+        "firewall": {
+            "enabled": True,
+            "incoming": "deny",
+            "outgoing": "allow",
+            "rules": [
+                {"name": "ssh", "action": "allow", "port": "22", "proto": "tcp", "from": "any"},
+                {"name": "http", "action": "allow", "port": "80", "proto": "tcp", "from": "any"},
+                {"name": "https", "action": "allow", "port": "443", "proto": "tcp", "from": "any"},
+            ],
+        },
+        "deploy": {
+            "user": "deploy",
+            "create_user": True,
+            "home": "/home/deploy",
+            "verbs": ["restart", "start", "stop"],
+            "sudoers": "/etc/sudoers.d/sidekiq-deploy",
+            "units": ["sidekiq"],
+        },
+        "sidekiq": {
+            "install": "gemfile",
+            "services": [
+                {
+                    "name": "sidekiq",
+                    "unit": "sidekiq.service",
+                    "app_dir": "/srv/app",
+                    "current": "/srv/app/current",
+                    "user": "deploy",
+                    "group": "deploy",
+                    "argv": ["/usr/bin/bundle", "exec", "sidekiq", "-e", "production", "-t", "25"],
+                    "config_file": "",
+                    "config": {},
+                    "env_file": "/etc/sidekiq/sidekiq.env",
+                    "env_names": ["REDIS_URL"],
+                    "redis": "6379",
+                    "redis_unit": "redis_6379.service",
+                    "timeout": 25,
+                    "stop_timeout": 40,
+                    "start_timeout": 90,
+                    "watchdog": 60,
+                }
+            ],
+        },
+    }
+
+
+def test_two_calls_share_nothing(settle):
+    first = settle()
+    first_instance(first)["bind"].append("10.0.0.5")
+    first["deploy"]["verbs"].clear()
+    first_service(first)["config"]["x"] = 1
+    first_service(first)["argv"].clear()
+    assert settle() == settle({"redis_sidekiq": {}})
+    assert first_instance(settle())["bind"] == ["127.0.0.1", "-::1"]
+    assert first_service(settle())["config"] == {}
+    assert settle()["deploy"]["verbs"] == ["restart", "start", "stop"]
+
+
+def test_settings_are_plain_data(settle):
+    settings = settle(SECRETS, reveal=True)
+    assert json.loads(json.dumps(settings)) == settings
+
+
+def test_settings_are_fast(settle):
+    """Several modules ask for them in a run."""
+    times = []
+    for _ in range(20):
+        start = time.perf_counter()
+        settle()
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.005
+
+
+# Merging -------------------------------------------------------------------------------------------------------------
+
+
+def test_maps_merge_and_lists_replace(settle):
+    settings = settle(rules(ssh={"from": ["10.0.0.5/8"]}, metrics={"port": 9100}))
+    assert [(rule["name"], rule["port"], rule["from"]) for rule in settings["firewall"]["rules"]] == [
+        ("ssh", "22", "10.0.0.0/8"),
+        ("http", "80", "any"),
+        ("https", "443", "any"),
+        ("metrics", "9100", "any"),
+    ]
+    assert directives(settle(instance(save=["60 1"]))).count("save 60 1") == 1
+    assert "save 3600 1" not in directives(settle(instance(save=["60 1"])))
+
+
+def test_null_takes_a_default_entry_away(settle):
+    pillar = redis(instances={6379: None, 6381: {}, "6380": {}})
+    pillar["redis_sidekiq"]["sidekiq"] = {"services": {"sidekiq": {"redis": 6381}}}
+    settings = settle(pillar)
+    assert [entry["name"] for entry in settings["redis"]["instances"]] == ["6380", "6381"]
+    assert [rule["name"] for rule in settle(rules(http=None))["firewall"]["rules"]] == ["ssh", "https"]
+    assert (
+        settle({"redis_sidekiq": {"roles": ["redis"], "sidekiq": {"services": {"sidekiq": None}}}})["sidekiq"][
+            "services"
+        ]
+        == []
+    )
+
+
+def test_null_takes_a_default_entry_away_for_sidekiq_too(check):
+    (line,) = check(redis(instances={6379: None, 6380: {}}))
+    assert line.startswith("redis_sidekiq:sidekiq:services:sidekiq:redis: found '6379', which is no instance here")
+
+
+# Derivation ----------------------------------------------------------------------------------------------------------
+
+
+def test_packages_follow_roles_and_install(settle):
+    roles = {"roles": ["firewall"]}
+    assert settle({"redis_sidekiq": roles})["packages"] == ["ufw"]
+    for sidekiq, packages in (
+        ({"install": "package"}, ["bundler", "ruby", "ruby-sidekiq", "sudo"]),
+        ({"packages": []}, ["sudo"]),
+        ({"packages": ["ruby3.1"], "install": "package"}, ["ruby3.1", "sudo"]),
+    ):
+        sidekiq["services"] = {"sidekiq": {"redis": ""}}
+        assert settle({"redis_sidekiq": {"roles": ["sidekiq"], "sidekiq": sidekiq}})["packages"] == packages
+    assert "libssl-dev" in settle(redis(build={"tls": True}))["packages"]
+
+
+def test_roles_come_in_the_order_of_their_work(settle):
+    assert settle({"redis_sidekiq": {"roles": ["sidekiq", "redis"]}})["roles"] == ["redis", "sidekiq"]
+
+
+@pytest.mark.parametrize(
+    "source, version",
+    [
+        ("/packages/redis-7.0.15.tar.gz", "7.0.15"),
+        ("salt://redis_7.0.15.orig.tar.gz", "7.0.15"),
+        ("https://mirror/redis-8.2.1.tgz?token=1", "8.2.1"),
+        ("https://mirror/redis-8.10-rc1.tar.gz", "8.10-rc1"),
+    ],
+)
+def test_version_comes_from_the_source(settle, source, version):
+    settings = settle(redis(source=source, source_hash="SHA256=" + "AB" * 32))["redis"]
+    assert (settings["version"], settings["source"]) == (version, source)
+    assert settings["source_hash"] == "sha256=" + "ab" * 32
+
+
+@pytest.mark.parametrize("name, digits", [("sha256", 64), ("sha384", 96), ("sha512", 128)])
+def test_digest_without_a_name_is_known_by_its_length(settle, name, digits):
+    assert settle(redis(source_hash="a" * digits))["redis"]["source_hash"] == f"{name}={'a' * digits}"
+
+
+def test_service_manager(redis_sidekiq, settle):
+    assert settle(redis(service_manager="sysv"))["redis"]["service_manager"] == "sysv"
+    redis_sidekiq._booted_by_systemd = lambda: False
+    settings = settle()
+    assert settings["redis"]["service_manager"] == "sysv"
+    assert {"daemonize yes", "supervised no", "logfile /var/log/redis/6379.log"} <= set(directives(settings))
+
+
+def test_directives(settle):
+    lines = directives(
+        settle(
+            instance(
+                maxmemory="1gb",
+                save=[],
+                appendonly=False,
+                directives={"maxclients": 100, "activedefrag": True, "unixsocket": "", "rename": ["a b", "c d"]},
+            )
+        )
+    )
+    assert {'save ""', "maxmemory 1gb", "appendonly no", "maxclients 100", "activedefrag yes", 'unixsocket ""'} <= set(
+        lines
+    )
+    assert lines[-2:] == ["rename a b", "rename c d"]
+
+
+def test_allow_from_becomes_rules_of_the_firewall(settle):
+    pillar = instance(**OPEN, allow_from=["10.0.0.9", "fd00::1/8"])
+    assert settle(pillar)["firewall"]["rules"][3:] == [
+        {"name": "redis_6379", "action": "allow", "port": "6379", "proto": "tcp", "from": "10.0.0.9/32"},
+        {"name": "redis_6379", "action": "allow", "port": "6379", "proto": "tcp", "from": "fd00::/8"},
+    ]
+
+
+def test_allow_from_contradicts_a_rule(check):
+    pillar = instance(**OPEN, allow_from=["10.0.0.9"])
+    pillar["redis_sidekiq"]["firewall"] = {"rules": {"no": {"port": 6379, "action": "deny", "from": ["10.0.0.9"]}}}
+    (line,) = check(pillar)
+    assert line.startswith("redis_sidekiq:redis:instances:6379:allow_from: says allow")
+
+
+def test_ssh_comes_first(settle):
+    pillar = rules(ssh=None, http=None, https=None)
+    pillar["redis_sidekiq"]["firewall"]["incoming"] = "allow"
+    assert settle(pillar)["firewall"]["rules"] == []
+    assert [rule["name"] for rule in settle(rules(a={"port": "1:5"}))["firewall"]["rules"]][0] == "ssh"
+    assert settle(rules(a={"port": "1:5"}))["firewall"]["rules"][-1]["port"] == "1:5"
+
+
+@pytest.mark.parametrize(
+    "settings, url",
+    [
+        ({}, "redis://127.0.0.1:6379/0"),
+        ({"password": "a/b@c:%"}, "redis://:a%2Fb%40c%3A%25@127.0.0.1:6379/0"),
+        ({"bind": ["10.0.0.5", "-10.0.0.6"], "password": "x"}, "redis://:x@10.0.0.5:6379/0"),
+        ({"bind": ["-10.0.0.6", "10.0.0.5"], "password": "x"}, "redis://:x@10.0.0.5:6379/0"),
+        ({"bind": ["10.0.0.5", "127.0.0.2"], "password": "x"}, "redis://:x@127.0.0.2:6379/0"),
+        ({"bind": ["*"], "password": "x"}, "redis://:x@127.0.0.1:6379/0"),
+        ({"bind": ["::1"]}, "redis://[::1]:6379/0"),
+    ],
+)
+def test_redis_url(settle, settings, url):
+    assert first_service(settle(instance(**settings), reveal=True))["env"]["REDIS_URL"] == url
+
+
+def test_a_redis_elsewhere(settle):
+    settings = first_service(settle(service(redis_url="redis://q:6379/1"), reveal=True))
+    assert settings["env"] == {"REDIS_URL": "redis://q:6379/1"}
+    assert (settings["redis"], settings["redis_unit"]) == ("", "")
+
+
+def test_no_redis(settle):
+    settings = first_service(settle(service(redis=""), reveal=True))
+    assert (settings["env"], settings["env_names"], settings["redis_unit"]) == ({}, [], "")
+
+
+def test_env_becomes_text(settle):
+    env = {"A": True, "B": 1, "C": 1.5, "D": "", "E": "x y"}
+    settings = first_service(settle(service(env=env, redis=""), reveal=True))
+    assert settings["env"] == {"A": "true", "B": "1", "C": "1.5", "D": "", "E": "x y"}
+
+
+def test_argv(settle):
+    settings = first_service(
+        settle(
+            service(
+                environment="staging",
+                timeout=60,
+                concurrency=7,
+                require="./worker.rb",
+                queues=["critical", {"default": 2}],
+                arguments=["--verbose"],
+                config={"labels": ["web"]},
+            )
+        )
+    )
+    assert settings["argv"][3:] == [
+        *("-e", "staging", "-t", "60", "-c", "7", "-r", "./worker.rb", "-q", "critical", "-q", "default,2"),
+        *("--verbose", "-C", "/etc/sidekiq/sidekiq.yml"),
+    ]
+    assert settings["config_file"] == "/etc/sidekiq/sidekiq.yml"
+    assert settings["config"] == {"labels": ["web"]}
+    assert settings["stop_timeout"] == 75
+
+
+@pytest.mark.parametrize(
+    "pillar, user, group",
+    [
+        ({}, "deploy", "deploy"),
+        (deploy(user="shop"), "shop", "shop"),
+        (service(user="worker"), "worker", "jobs"),
+        (service(user="deploy", group="jobs"), "deploy", "jobs"),
+    ],
+)
+def test_user_and_group(settle, pillar, user, group):
+    settings = first_service(settle(pillar))
+    assert (settings["user"], settings["group"]) == (user, group)
+
+
+def test_home_follows_the_user(settle):
+    assert settle(deploy(user="shop"))["deploy"]["home"] == "/home/shop"
+
+
+def test_no_verbs_no_units(settle):
+    assert settle(deploy(verbs=[]))["deploy"]["units"] == []
+
+
+# pillar.example ------------------------------------------------------------------------------------------------------
+
+# `#key` and `#  key` are settings, `# Words` are words.
+COMMENTED = re.compile(r"^( *)#(?! \S)", re.MULTILINE)
+
+
+def alternatives():
+    """Where each commented block of pillar.example begins and ends."""
+    lines, blocks = EXAMPLE.splitlines(), []
+    for number, line in enumerate(lines):
+        if COMMENTED.match(line) and line.strip() != "#":
+            if blocks and blocks[-1][-1] == number - 1:
+                blocks[-1].append(number)
+            else:
+                blocks.append([number])
+    return [pytest.param(block, id=lines[block[0]].strip(" #")) for block in blocks]
+
+
+def test_example_is_right(check, settle):
+    pillar = yaml.safe_load(EXAMPLE)
+    assert check(pillar) == []
+    assert first_service(settle(pillar))["argv"][-6:] == ["-c", "10", "-q", "critical", "-q", "default"]
+
+
+@pytest.mark.parametrize("block", alternatives())
+def test_example_is_right_with_a_change(check, block):
+    lines = EXAMPLE.splitlines()
+    for number in block:
+        lines[number] = COMMENTED.sub(r"\1", lines[number])
+    pillar = yaml.safe_load("\n".join(lines))
+    assert pillar != yaml.safe_load(EXAMPLE)
+    assert check(pillar) == []
+
+
+def test_example_is_right_with_all_changes(check):
+    assert len(alternatives()) > 8
+    assert check(yaml.safe_load(COMMENTED.sub(r"\1", EXAMPLE))) == []
+
+
+# The contract and what is made from it -------------------------------------------------------------------------------
+
+
+def test_every_default_and_example_is_right(redis_sidekiq, check):
+    """Each setting's own default and example pass the check that the pillar's value has to pass."""
+    for entry in redis_sidekiq.contract()["settings"]:
+        if entry["section"]:
+            continue
+        assert entry["why"].endswith("."), entry["path"]
+        for value in [entry.get("default"), entry["example"]]:
+            path = entry["path"].replace("PORT", "6379").replace("rules:NAME", "rules:ssh").replace("NAME", "sidekiq")
+            for key in reversed(path.split(":")):
+                value = {key: value}
+            # What a value needs beside it (a user who exists, another setting) is another test's business.
+            wrong = [line for line in check(value) if line.startswith(f"{path}: found") and "; allowed: " in line]
+            assert not wrong or value_at(value, path) is None, wrong
+
+
+def value_at(pillar, path):
+    for key in path.split(":"):
+        pillar = pillar[key]
+    return pillar
+
+
+def test_reference_is_up_to_date():
+    done = subprocess.run(
+        [sys.executable, REPO / "tools/pillar_reference.py", "--check"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_schema_has_every_setting(redis_sidekiq):
+    contract = redis_sidekiq.contract()
+    assert contract["schema"]["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    for entry in contract["settings"]:
+        node = contract["schema"]
+        for name in entry["path"].split(":"):
+            node = node["additionalProperties"] if name in ("PORT", "NAME") else node["properties"][name]
+        assert node
+        if not entry["section"]:
+            assert node["description"] == entry["why"]
+
+
+def test_contract_is_plain_data(redis_sidekiq):
+    assert json.loads(json.dumps(redis_sidekiq.contract()))["rules"][0].startswith("A `source` of your own")
+
+
+def test_release_is_where_map_jinja_looks_for_it():
+    assert 'RELEASE = "0.1.0"' in (REPO / "_modules/redis_sidekiq.py").read_text().splitlines()

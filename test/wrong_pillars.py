@@ -1,0 +1,394 @@
+"""
+Wrong pillars, each with one mistake: (what is wrong, the pillar, words of its message: first those it begins with).
+
+Wrong on every minion of the Debian family, whatever else is on it, and plain enough for JSON: the unit tests check all
+of them, the tests on real hosts apply some.
+"""
+
+from __future__ import annotations
+
+
+def redis(**settings) -> dict:
+    return {"redis_sidekiq": {"redis": settings}}
+
+
+def instance(**settings) -> dict:
+    return redis(instances={"6379": settings})
+
+
+def rules(**entries) -> dict:
+    return {"redis_sidekiq": {"firewall": {"rules": entries}}}
+
+
+def deploy(**settings) -> dict:
+    return {"redis_sidekiq": {"deploy": settings}}
+
+
+def service(**settings) -> dict:
+    return {"redis_sidekiq": {"sidekiq": {"services": {"sidekiq": settings}}}}
+
+
+REDIS = "redis_sidekiq:redis"
+INSTANCE = "redis_sidekiq:redis:instances:6379"
+RULES = "redis_sidekiq:firewall:rules"
+DEPLOY = "redis_sidekiq:deploy"
+SERVICE = "redis_sidekiq:sidekiq:services:sidekiq"
+
+# Bound beyond loopback, and otherwise right.
+OPEN = {"bind": ["127.0.0.1", "10.0.0.5"], "password": "long-and-random"}
+
+MISSPELT = [
+    ("a misspelt key", redis(verison="8.0.6"), [f"{REDIS}:verison: unknown key", "did you mean 'version'?"]),
+    ("a misspelt section", {"redis_sidekiq": {"firewal": {}}}, ["redis_sidekiq:firewal: unknown key", "'firewall'"]),
+    ("a misspelt top key", {"redis-sidekiq": {"roles": ["redis"]}}, ["redis-sidekiq: unknown key", "'redis_sidekiq'"]),
+    ("a key with a hyphen", service(**{"app-dir": "/srv/shop"}), [f"{SERVICE}:app-dir: unknown key", "'app_dir'"]),
+    (
+        "a key one level too high",
+        redis(maxmemory="1gb"),
+        [f"{REDIS}:maxmemory: unknown", f"{REDIS}:instances:PORT:maxmemory"],
+    ),
+    ("a key that resembles nothing", redis(zzz=1), [f"{REDIS}:zzz: unknown key", "known here: bin_dir, build"]),
+    ("nothing to take away", rules(htpp=None), [f"{RULES}:htpp: found null", "ssh, http, https"]),
+]
+
+FORMS = [
+    ("everything is text", {"redis_sidekiq": "on"}, ["redis_sidekiq: found text", "a map"]),
+    ("a section is a list", {"redis_sidekiq": {"redis": ["8.0.6"]}}, [f"{REDIS}: found a list", "a map"]),
+    ("an entry is text", redis(instances={"6380": "cache"}), [f"{REDIS}:instances:6380: found text", "a map"]),
+    ("an integer in quotes", service(timeout="25"), [f"{SERVICE}:timeout: found '25'", "write it without quotes"]),
+    ("a boolean for an integer", service(concurrency=True), [f"{SERVICE}:concurrency: found true", "a whole number"]),
+    ("a fraction for an integer", service(timeout=2.5), [f"{SERVICE}:timeout: found 2.5", "1 to 86400 s"]),
+    ("a boolean in quotes", deploy(create_user="yes"), [f"{DEPLOY}:create_user: found 'yes'", "without quotes"]),
+    ("an integer for a boolean", instance(appendonly=1), [f"{INSTANCE}:appendonly: found 1", "true or false"]),
+    ("null for a setting", redis(user=None), [f"{REDIS}:user: found nothing (null)", "leave the key out"]),
+    (
+        "text for a list",
+        service(queues="critical"),
+        [f"{SERVICE}:queues: found 'critical'", "write a list: ['critical']"],
+    ),
+    ("a version as a number", redis(version=8.0), [f"{REDIS}:version: found 8.0", "write it in quotes"]),
+    (
+        "no as a boolean",
+        instance(appendfsync=False),
+        [f"{INSTANCE}:appendfsync: found false", "write it in quotes: 'no'"],
+    ),
+]
+
+ROLES = [
+    ("an unknown role", {"redis_sidekiq": {"roles": ["cache"]}}, ["redis_sidekiq:roles: found 'cache'", "firewall"]),
+    ("no role", {"redis_sidekiq": {"roles": []}}, ["redis_sidekiq:roles: found an empty list"]),
+    ("a role twice", {"redis_sidekiq": {"roles": ["redis", "redis"]}}, ["redis_sidekiq:roles: found 'redis' twice"]),
+    (
+        "the role sidekiq without a service",
+        {"redis_sidekiq": {"sidekiq": {"services": {"sidekiq": None}}}},
+        ["redis_sidekiq:sidekiq:services: found none", "take 'sidekiq' out of redis_sidekiq:roles"],
+    ),
+    (
+        "the role redis without an instance",
+        {"redis_sidekiq": {"roles": ["redis"], "redis": {"instances": {"6379": None}}}},
+        [f"{REDIS}:instances: found none", "take 'redis' out of redis_sidekiq:roles"],
+    ),
+]
+
+BUILDS = [
+    ("a release that is too old", redis(version="5.0.14"), [f"{REDIS}:version: found '5.0.14'", "6.2 or newer"]),
+    ("a release nobody knows", redis(version="8.0.99"), [f"{REDIS}:version: found '8.0.99'", "source_hash", "8.0.6"]),
+    ("a source without a digest", redis(source="/srv/redis-7.0.15.tar.gz"), [f"{REDIS}:source_hash: must be given"]),
+    (
+        "a source that does not tell its release",
+        redis(source="salt://redis.tar.gz", source_hash="a" * 64),
+        [f"{REDIS}:version: must be given", "'redis.tar.gz'"],
+    ),
+    (
+        "a release that the source contradicts",
+        redis(version="8.0.6", source="salt://redis-7.0.15.tar.gz", source_hash="a" * 64),
+        [f"{REDIS}:version: found '8.0.6'", "'redis-7.0.15.tar.gz'"],
+    ),
+    ("a source by http", redis(source="http://mirror/redis-8.0.6.tar.gz"), [f"{REDIS}:source: found", "https://"]),
+    ("an md5 digest", redis(source_hash="d" * 32), [f"{REDIS}:source_hash: found", "md5 can be forged"]),
+    ("a sha1 digest", redis(source_hash="sha1=" + "d" * 40), [f"{REDIS}:source_hash: found", "sha1 can be forged"]),
+    ("a digest cut short", redis(source_hash="sha256=" + "d" * 63), [f"{REDIS}:source_hash: found", "63 hex digits"]),
+    ("a file of digests", redis(source_hash="https://x/SHA256"), [f"{REDIS}:source_hash: found", "the digest itself"]),
+    (
+        "a prefix that others live in",
+        redis(prefix="/usr/local"),
+        [f"{REDIS}:prefix: found '/usr/local'", "a folder below"],
+    ),
+    ("a prefix in disguise", redis(prefix="//usr/./local/"), [f"{REDIS}:prefix: found", "a folder below"]),
+    ("a relative prefix", redis(prefix="opt/redis"), [f"{REDIS}:prefix: found 'opt/redis'", "an absolute path"]),
+    ("a path with a line end", redis(bin_dir="/usr/local/bin\n"), [f"{REDIS}:bin_dir: found '/usr/local/bin\\n'"]),
+    ("a path that climbs", redis(bin_dir="/usr/local/../bin"), [f"{REDIS}:bin_dir: found", "without .."]),
+    ("root as a user", redis(user="root"), [f"{REDIS}:user: found 'root'", "nothing here runs as root"]),
+    ("a user name with a line end", redis(user="redis\nroot"), [f"{REDIS}:user: found 'redis\\nroot'"]),
+    (
+        "one user for two things",
+        redis(build={"user": "redis"}),
+        [f"{REDIS}:build:user: found 'redis'", f"{REDIS}:user too"],
+    ),
+    (
+        "an allocator nobody knows",
+        redis(build={"malloc": "tcmalloc"}),
+        [f"{REDIS}:build:malloc: found", "jemalloc, libc"],
+    ),
+    ("fewer than no compilers", redis(build={"jobs": -1}), [f"{REDIS}:build:jobs: found -1", "0 to 256"]),
+    (
+        "a service manager nobody knows",
+        redis(service_manager="runit"),
+        [f"{REDIS}:service_manager: found 'runit'", "sysv"],
+    ),
+]
+
+INSTANCES = [
+    ("a port out of range", redis(instances={"70000": {}}), [f"{REDIS}:instances:70000: no name", "1024 to 65535"]),
+    ("a port that needs root", redis(instances={"80": {}}), [f"{REDIS}:instances:80: no name", "1024 to 65535"]),
+    ("a name for a port", redis(instances={"cache": {}}), [f"{REDIS}:instances:cache: no name", "a port"]),
+    ("a size that is none", instance(maxmemory="2 gigs"), [f"{INSTANCE}:maxmemory: found '2 gigs'", "512mb or 2gb"]),
+    ("a size in per cent", instance(maxmemory="50%"), [f"{INSTANCE}:maxmemory: found '50%'", "no percentage"]),
+    (
+        "more than the memory",
+        instance(maxmemory="900gb"),
+        [f"{INSTANCE}:maxmemory: found 900gb", "this minion's memory"],
+    ),
+    (
+        "more than the memory together",
+        redis(instances={"6379": {"maxmemory": "900gb"}, "6380": {"maxmemory": "1gb"}}),
+        [f"{REDIS}:instances: found 900gb (6379), 1gb (6380)", "together"],
+    ),
+    ("an eviction nobody knows", instance(maxmemory_policy="lru"), [f"{INSTANCE}:maxmemory_policy: found 'lru'"]),
+    (
+        "eviction under Sidekiq",
+        instance(maxmemory_policy="allkeys-lru"),
+        [f"{INSTANCE}:maxmemory_policy: ", "noeviction"],
+    ),
+    ("an address that is none", instance(bind=["localhost"]), [f"{INSTANCE}:bind: found 'localhost'", "127.0.0.1"]),
+    ("no address", instance(bind=[]), [f"{INSTANCE}:bind: found an empty list"]),
+    ("beyond loopback, no password", instance(bind=["10.0.0.5"]), [f"{INSTANCE}:password: must be given", "10.0.0.5"]),
+    ("everywhere, no password", instance(bind=["*", "-::*"]), [f"{INSTANCE}:password: must be given", "*, -::*"]),
+    (
+        "a password with a line end",
+        instance(password="a\nb"),
+        [f"{INSTANCE}:password: found a value that is not shown"],
+    ),
+    (
+        "a network that is none",
+        instance(**OPEN, allow_from=["10.0.0.0/99"]),
+        [f"{INSTANCE}:allow_from: found '10.0.0.0/99'"],
+    ),
+    ("let in, but on loopback", instance(allow_from=["10.0.0.0/24"]), [f"{INSTANCE}:allow_from: opens", "loopback"]),
+    ("open to anywhere", instance(**OPEN, allow_from=["0.0.0.0/0"]), [f"{INSTANCE}:allow_from: is open to anywhere"]),
+    (
+        "open to anywhere by IPv6",
+        instance(**OPEN, allow_from=["::/0"]),
+        [f"{INSTANCE}:allow_from: is open to anywhere"],
+    ),
+    (
+        "open to both halves of anywhere",
+        instance(**OPEN, allow_from=["0.0.0.0/1", "128.0.0.0/1"]),
+        [f"{INSTANCE}:allow_from: is open to anywhere"],
+    ),
+    ("a snapshot point that is none", instance(save=["often"]), [f"{INSTANCE}:save: found 'often'", "'300 100'"]),
+    ("no database", instance(databases=0), [f"{INSTANCE}:databases: found 0", "1 to 10000"]),
+    (
+        "a directive with a setting of its own",
+        instance(directives={"requirepass": "long-and-random"}),
+        [f"{INSTANCE}:directives:requirepass: cannot be set here", "set password"],
+    ),
+    (
+        "a directive that the unit relies on",
+        instance(directives={"daemonize": True}),
+        [f"{INSTANCE}:directives:daemonize"],
+    ),
+    (
+        "a directive with a line end",
+        instance(directives={"maxclients": "10\ndir /"}),
+        [f"{INSTANCE}:directives:maxclients"],
+    ),
+    (
+        "a directive in capitals",
+        instance(directives={"MaxClients": 10}),
+        [f"{INSTANCE}:directives:MaxClients: no name"],
+    ),
+    (
+        "an open quote",
+        instance(directives={"proc-title-template": '"x'}),
+        [f"{INSTANCE}:directives:proc-title", "a quote"],
+    ),
+    (
+        "TLS that is not compiled in",
+        instance(directives={"tls-port": 6390}),
+        [f"{INSTANCE}:directives:tls-port: ", "tls: true"],
+    ),
+]
+
+FIREWALL = [
+    ("a rule without a port", rules(web={}), [f"{RULES}:web:port: must be given", "1 to 65535"]),
+    ("a port in quotes", rules(web={"port": "80"}), [f"{RULES}:web:port: found '80'", "without quotes"]),
+    ("a range backwards", rules(web={"port": "90:80"}), [f"{RULES}:web:port: found '90:80'", "lower port"]),
+    ("two ports in a rule", rules(web={"port": "80,443"}), [f"{RULES}:web:port: found '80,443'", "a rule for each"]),
+    ("a port beyond the last", rules(web={"port": 65536}), [f"{RULES}:web:port: found 65536"]),
+    (
+        "a range for every protocol",
+        rules(web={"port": "80:90", "proto": "any"}),
+        [f"{RULES}:web:proto: ", "tcp or udp"],
+    ),
+    (
+        "an action nobody knows",
+        rules(web={"port": 80, "action": "drop"}),
+        [f"{RULES}:web:action: found 'drop'", "reject"],
+    ),
+    (
+        "a host name as source",
+        rules(web={"port": 81, "from": ["lb.example"]}),
+        [f"{RULES}:web:from: found 'lb.example'"],
+    ),
+    (
+        "anywhere in words",
+        rules(web={"port": 81, "from": ["any"]}),
+        [f"{RULES}:web:from: found 'any'", "[], is anywhere"],
+    ),
+    ("a rule's name with a space", rules(**{"my web": {"port": 81}}), [f"{RULES}:my...: no name", "letters"]),
+    ("a name that is ours", rules(redis_6379={"port": 81}), [f"{RULES}:redis_6379: this name is kept"]),
+    (
+        "rules that contradict",
+        rules(web={"port": 80, "action": "deny"}),
+        [f"{RULES}:web: says deny", "rule http says allow"],
+    ),
+    ("Redis open to anywhere", rules(queue={"port": 6379}), [f"{RULES}:queue: opens port 6379", "anywhere"]),
+    ("Redis in an open range", rules(many={"port": "6000:7000"}), [f"{RULES}:many: opens port 6379", "anywhere"]),
+    ("ssh taken away", rules(ssh=None), [f"{RULES}: shuts out ssh", "port 22/tcp", "ssh: {port: 22}"]),
+    ("ssh denied", rules(ssh={"action": "deny"}), [f"{RULES}: shuts out ssh"]),
+    (
+        "ssh denied before it is allowed",
+        rules(ssh=None, guard={"port": "20:30", "action": "reject"}, admin={"port": 22}),
+        [f"{RULES}: shuts out ssh"],
+    ),
+    (
+        "a policy nobody knows",
+        {"redis_sidekiq": {"firewall": {"incoming": "drop"}}},
+        ["redis_sidekiq:firewall:incoming: found 'drop'", "allow, deny, reject"],
+    ),
+]
+
+DEPLOYS = [
+    (
+        "a sudoers file that sudo skips",
+        deploy(sudoers="my.deploy"),
+        [f"{DEPLOY}:sudoers: found 'my.deploy'", "sudo skips"],
+    ),
+    ("a sudoers file elsewhere", deploy(sudoers="../passwd"), [f"{DEPLOY}:sudoers: found '../passwd'"]),
+    (
+        "a verb that quiets for ever",
+        deploy(verbs=["reload"]),
+        [f"{DEPLOY}:verbs: found 'reload'", "restart, start, stop"],
+    ),
+    ("a verb with a pager", deploy(verbs=["restart", "status"]), [f"{DEPLOY}:verbs: found 'status'"]),
+    (
+        "a deploy user whom nobody makes",
+        deploy(user="nobody-here", create_user=False),
+        [f"{DEPLOY}:user: ", "does not exist"],
+    ),
+    ("Redis' user deploys", deploy(user="redis"), [f"{DEPLOY}:user: found 'redis'", "must be different users"]),
+    ("a home that others live in", deploy(home="/home"), [f"{DEPLOY}:home: found '/home'", "a folder below"]),
+]
+
+SERVICES = [
+    (
+        "a service's name with a suffix",
+        {"redis_sidekiq": {"sidekiq": {"services": {"mail.service": {}}}}},
+        ["redis_sidekiq:sidekiq:services:mail.service: no name", "without .service"],
+    ),
+    (
+        "a service's name with a path",
+        {"redis_sidekiq": {"sidekiq": {"services": {"../ssh": {}}}}},
+        ["redis_sidekiq:sidekiq:services:..", "no name"],
+    ),
+    (
+        "a service named as a Redis unit",
+        {"redis_sidekiq": {"sidekiq": {"services": {"redis_6379": {}}}}},
+        ["redis_sidekiq:sidekiq:services:redis_6379: is the unit of a Redis instance"],
+    ),
+    (
+        "a user who does not exist",
+        service(user="nobody-here"),
+        [f"{SERVICE}:user: found 'nobody-here'", "does not exist"],
+    ),
+    (
+        "a group that does not exist",
+        service(group="no-group"),
+        [f"{SERVICE}:group: found 'no-group'", "does not exist"],
+    ),
+    (
+        "a relative command",
+        service(command=["bundle", "exec", "sidekiq"]),
+        [f"{SERVICE}:command: begins with 'bundle'"],
+    ),
+    ("a command as one line", service(command="/usr/bin/bundle exec sidekiq"), [f"{SERVICE}:command: found", "a list"]),
+    ("an app that owns /srv", service(app_dir="/srv"), [f"{SERVICE}:app_dir: found '/srv'", "a folder below"]),
+    (
+        "a stop that kills jobs",
+        service(timeout=30, stop_timeout=35),
+        [f"{SERVICE}:stop_timeout: found 35", "at least 40 s"],
+    ),
+    ("a watchdog that bites", service(watchdog=5), [f"{SERVICE}:watchdog: found 5", "10 to 3600 s"]),
+    ("a queue with a comma", service(queues=["a,b"]), [f"{SERVICE}:queues: found 'a,b'"]),
+    ("an option as an argument", service(arguments=["-t", "5"]), [f"{SERVICE}:arguments: found", "set timeout"]),
+    ("an option glued together", service(arguments=["-c20"]), [f"{SERVICE}:arguments: found", "set concurrency"]),
+    (
+        "a long option as an argument",
+        service(arguments=["--conc=2"]),
+        [f"{SERVICE}:arguments: found", "set concurrency"],
+    ),
+    ("ERB in sidekiq.yml", service(config={"labels": ["<%= 1 %>"]}), [f"{SERVICE}:config:labels: found <%", "code"]),
+    ("ERB in a key of sidekiq.yml", service(config={"x": {"<% y": 1}}), [f"{SERVICE}:config:x:", "<%", "code"]),
+    ("a timeout in sidekiq.yml", service(config={"timeout": 8}), [f"{SERVICE}:config:timeout: cannot", "set timeout"]),
+    (
+        "a timeout in a section of sidekiq.yml",
+        service(config={"production": {":timeout": 8}}),
+        [f"{SERVICE}:config:timeout: cannot", "set timeout"],
+    ),
+    (
+        "concurrency in two places",
+        service(concurrency=5, config={"concurrency": 6}),
+        [f"{SERVICE}:config:concurrency: is set twice", f"{SERVICE}:concurrency"],
+    ),
+    (
+        "queues in two places",
+        service(queues=["default"], config={"queues": ["mail"]}),
+        [f"{SERVICE}:config:queues: is set twice"],
+    ),
+    ("a variable's name with a hyphen", service(env={"MY-KEY": "x"}), [f"{SERVICE}:env:MY-KEY: no name of a variable"]),
+    (
+        "a variable with a line end",
+        service(env={"KEY": "a\nB=1"}),
+        [f"{SERVICE}:env:KEY: found a value that is not shown"],
+    ),
+    ("a variable that is a list", service(env={"KEY": ["a"]}), [f"{SERVICE}:env:KEY: found a list"]),
+    (
+        "REDIS_URL as a variable",
+        service(env={"REDIS_URL": "redis://x/0"}),
+        [f"{SERVICE}:env:REDIS_URL: cannot", "redis_url"],
+    ),
+    ("an instance that is not here", service(redis="6400"), [f"{SERVICE}:redis: found '6400'", "6379"]),
+    (
+        "a URL of something else",
+        service(redis_url="http://cache/0"),
+        [f"{SERVICE}:redis_url: found a value that is not shown"],
+    ),
+    (
+        "no role redis, and no redis_url",
+        {"redis_sidekiq": {"roles": ["sidekiq"]}},
+        [f"{SERVICE}:redis: found '6379'", "no role redis", "set redis_url"],
+    ),
+    (
+        "an install nobody knows",
+        {"redis_sidekiq": {"sidekiq": {"install": "gem"}}},
+        ["redis_sidekiq:sidekiq:install: found 'gem'", "gemfile, package"],
+    ),
+    (
+        "a package that is an option",
+        {"redis_sidekiq": {"sidekiq": {"packages": ["--allow-downgrades"]}}},
+        ["redis_sidekiq:sidekiq:packages: found '--allow-downgrades'", "a package's name"],
+    ),
+]
+
+WRONG_PILLARS = [*MISSPELT, *FORMS, *ROLES, *BUILDS, *INSTANCES, *FIREWALL, *DEPLOYS, *SERVICES]
