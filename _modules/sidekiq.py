@@ -43,7 +43,7 @@ _SETTLE = 2.0  # s that a new process must live before it counts as started
 _FIRST_BEAT = 15.0  # s for the first heartbeat: READY=1 comes before it (sidekiq lib/sidekiq/systemd.rb)
 _TICK = 0.02  # s; /proc counts start times in ticks of 0.01 s
 _REDIS_TIMEOUT = 3.0  # s for each answer from Redis
-_JOURNAL_LINES = 15
+_JOURNAL_LINES = 30
 
 _UNIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9@_-]*")
 # A name that begins with a capital could be read as an alias, `%`, `#` and `+` as a group, an id, a netgroup.
@@ -155,11 +155,16 @@ def start(service: str) -> dict[str, Any]:
             old = record["old"] = _ready_to_start(wish)
         if old["active"] == "active":
             return _done(record, f"{wish['unit']} runs already, pid {old['pid']}", new=old)
+        if old["active"] not in ("inactive", "failed"):
+            # It fails and starts again and again: a try under way may have read older files, and would count as ours.
+            with _step(record, "stop"):
+                _stop(wish)
+        begun = time.time()
         with _step(record, "start"):
             _start(wish, old)
         with _step(record, "prove"):
-            new = _prove(wish, record)
-        _done(record, f"{wish['unit']} works, pid {new['pid']}", new=new)
+            new = _prove(wish, old, begun)
+        _done(record, f"{wish['unit']} works, pid {new['pid']}{_but(new)}", new=new)
     return record
 
 
@@ -224,11 +229,12 @@ def restart(service: str) -> dict[str, Any]:
                 _stop(wish)
         finally:
             # Whatever went wrong while stopping, the service must not stay down.
+            begun = time.time()
             with _step(record, "start"):
                 _start(wish, old)
         with _step(record, "prove"):
-            new = _prove(wish, record)
-        _done(record, f"{wish['unit']} was restarted: pid {old['pid']} before, {new['pid']} now", new=new)
+            new = _prove(wish, old, begun)
+        _done(record, f"{wish['unit']} was restarted: pid {old['pid']} before, {new['pid']} now{_but(new)}", new=new)
     return record
 
 
@@ -326,7 +332,9 @@ def sudoers_text(user: str, units: list[str], verbs: list[str]) -> str:
     The sudoers file that lets a user say these verbs about these units to systemctl, without a password.
 
     Each line is a whole command: absolute path as it is on this host, all arguments, both spellings of the unit.
-    sudo compares arguments as text, so `restart sidekiq` does not cover `restart sidekiq.service` (sudoers(5)).
+    sudo compares arguments as text, so `restart sidekiq` does not cover `restart sidekiq.service` (sudoers(5)). NOEXEC,
+    because on a terminal systemctl starts systemd-tty-ask-password-agent, as root: with it systemctl prints one line
+    about that and does its work all the same, and no pager or editor can ever come out of these commands.
 
     user
         Login name.
@@ -347,7 +355,7 @@ def sudoers_text(user: str, units: list[str], verbs: list[str]) -> str:
         "# Managed by Salt (formula redis_sidekiq): changes made here are undone by the next run.",
         f"# What {user} may run as root without a password: these commands to the letter.",
     ]
-    lines += [f"{user} ALL=(root) NOPASSWD: {' '.join(argv)}" for argv in _granted(user, units, verbs)]
+    lines += [f"{user} ALL=(root) NOPASSWD: NOEXEC: {' '.join(argv)}" for argv in _granted(user, units, verbs)]
     return "\n".join(lines) + "\n"
 
 
@@ -621,7 +629,22 @@ def _unit_facts(unit: str) -> dict[str, Any]:
     answer = __salt__["cmd.run_all"](argv, python_shell=False, env={"LC_ALL": "C"}, ignore_retcode=True)
     if answer["retcode"] != 0:
         raise CommandExecutionError(f"systemd does not answer about {unit}: {answer['stderr'] or answer['stdout']}")
-    return _read_properties(unit, answer["stdout"])
+    facts = _read_properties(unit, answer["stdout"])
+    new = [path for path in _drop_ins(unit) if path not in facts["drop_ins"]]
+    if new:
+        # systemd 252 does not see a new drop-in before a daemon-reload, NeedDaemonReload or not.
+        facts["drop_ins"] += new
+        facts["needs_reload"] = True
+    return facts
+
+
+def _drop_ins(unit: str) -> list[str]:
+    """The administrator's own settings for a unit (systemctl edit), as they are on disk."""
+    folder = os.path.join(_UNIT_DIR, f"{unit}.d")
+    try:
+        return [os.path.join(folder, entry) for entry in sorted(os.listdir(folder)) if entry.endswith(".conf")]
+    except OSError:
+        return []
 
 
 def _read_properties(unit: str, text: str) -> dict[str, Any]:
@@ -715,32 +738,34 @@ def _stop(wish: dict[str, Any]) -> dict[str, Any]:
     return facts
 
 
-def _prove(wish: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
+def _prove(wish: dict[str, Any], old: dict[str, Any], begun: float) -> dict[str, Any]:
     """The new process: another one than before, alive a little later, and beating. Waits on /proc, not on systemctl."""
     first = _unit_facts(wish["unit"])
-    if first["active"] != "active" or not first["pid"] or first["pid"] == record["old"]["pid"]:
-        raise CommandExecutionError(f"{wish['unit']} is {first['active']} after its start{_journal(wish)}")
+    if first["active"] != "active" or not first["pid"] or first["pid"] == old["pid"]:
+        raise CommandExecutionError(f"{wish['unit']} is {first['active']} after its start{_journal(wish, begun)}")
     until = time.monotonic() + _SETTLE
     while time.monotonic() < until and _started(first["pid"]) is not None:
         time.sleep(0.1)
     facts = _unit_facts(wish["unit"])
     if (facts["active"], facts["pid"], facts["restarts"]) != ("active", first["pid"], first["restarts"]):
-        raise CommandExecutionError(f"{wish['unit']} ended within {_SETTLE:g} s of its start{_journal(wish)}")
+        raise CommandExecutionError(f"{wish['unit']} ended within {_SETTLE:g} s of its start{_journal(wish, begun)}")
     facts["heartbeat"], facts["heartbeat_error"] = _first_beat(wish["name"], facts["pid"])
     if not facts["heartbeat"] and not facts["heartbeat_error"]:
         raise CommandExecutionError(
             f"{wish['unit']} runs as pid {facts['pid']} but does not beat in the Redis of its REDIS_URL: does the app "
-            f"connect elsewhere? Then set `redis: ''` for this service{_journal(wish)}"
+            f"connect elsewhere? Then set `redis: ''` for this service{_journal(wish, begun)}"
         )
     return facts
 
 
-def _journal(wish: dict[str, Any], since: float | None = None) -> str:
+def _but(new: dict[str, Any]) -> str:
+    return f"; its heartbeat was not seen: {new['heartbeat_error']}" if new["heartbeat_error"] else ""
+
+
+def _journal(wish: dict[str, Any], since: float) -> str:
     """The unit's last words, as the end of a sentence. Secrets of its environment are blotted out."""
     argv = [salt.utils.path.which("journalctl") or "journalctl", "--no-pager", "--output=json"]
-    argv += ["--output-fields=MESSAGE", f"--lines={_JOURNAL_LINES}", f"--unit={wish['unit']}"]
-    if since is not None:
-        argv.append(f"--since=@{int(since)}")
+    argv += ["--output-fields=MESSAGE", f"--lines={_JOURNAL_LINES}", f"--unit={wish['unit']}", f"--since=@{since:.3f}"]
     answer = __salt__["cmd.run_all"](argv, python_shell=False, ignore_retcode=True, timeout=20, output_loglevel="quiet")
     lines = _journal_messages(answer["stdout"])
     if not lines:

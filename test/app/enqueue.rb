@@ -2,6 +2,7 @@
 # Enqueues COUNT quick jobs, or as many that each take SECONDS, and prints their jids, a line each.
 require_relative "worker"
 
+Sidekiq.logger.level = Logger::WARN
 count = Integer(ARGV.fetch(0))
 job, args = ARGV[1] ? [SleepJob, [Float(ARGV[1])]] : [QuickJob, []]
 

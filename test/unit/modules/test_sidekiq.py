@@ -181,6 +181,22 @@ def test_files_younger_than_the_process_are_changed(sidekiq, tmp_path):
     assert sidekiq._changed_since(None, files) == []
 
 
+def test_a_drop_in_that_systemd_has_not_seen_wants_a_reload(sidekiq, tmp_path, monkeypatch):
+    monkeypatch.setattr(sidekiq, "_UNIT_DIR", str(tmp_path))
+    monkeypatch.setitem(SERVICE, "current", "/")
+    folder = tmp_path / "sidekiq.service.d"
+    folder.mkdir()
+    (folder / "readme").touch()
+    shown = "LoadState=loaded\nActiveState=active\nMainPID=1\nNRestarts=0\nNeedDaemonReload=no\nDropInPaths={}\nUnitFileState=enabled\n"
+    sidekiq.answers = [shown.format("")] * 2 + [shown.format(folder / "local.conf")]
+    assert sidekiq.status("sidekiq", heartbeat=False)["needs_reload"] is False
+    (folder / "local.conf").touch()
+    facts = sidekiq.status("sidekiq", heartbeat=False)
+    assert (facts["needs_reload"], facts["changed_since_start"]) == (True, [str(folder / "local.conf")])
+    assert sidekiq.status("sidekiq", heartbeat=False)["needs_reload"] is False
+    assert len(sidekiq.calls) == 3
+
+
 def test_only_services_of_the_settings_are_acted_on(sidekiq):
     for name in ("ssh", "sidekiq.service", "sidekiq ", "", "*", None, ["sidekiq"], "../sidekiq", "sidekiq;id"):
         for act in (sidekiq.start, sidekiq.stop, sidekiq.restart, sidekiq.status):
@@ -250,6 +266,16 @@ def test_a_restart_tells_its_steps(sidekiq, host):
     assert [step["step"] for step in record["steps"]] == ["lock", "look", "stop", "start", "prove"]
     assert (record["old"]["pid"], record["new"]["pid"]) == (10, 1)
     assert record["comment"] == "sidekiq.service was restarted: pid 10 before, 1 now"
+
+
+@pytest.mark.parametrize(
+    ("active", "acts"),
+    [("inactive", ["start"]), ("failed", ["start"]), ("activating", ["stop", "start"]), ("active", [])],
+)
+def test_a_start_does_not_take_an_older_try_for_its_own(sidekiq, host, active, acts):
+    host.facts = facts(pid=10 if active == "active" else 0, active=active)
+    record = sidekiq.start("sidekiq")
+    assert (record["result"], host.acts) == (True, acts)
 
 
 def test_a_service_whose_stop_fails_is_started_all_the_same(sidekiq, host):
@@ -350,7 +376,7 @@ def test_the_text_has_each_command_whole_and_in_both_spellings(sidekiq):
     grants = [line for line in text.splitlines() if not line.startswith("#")]
     systemctl = os.path.realpath("/usr/bin/systemctl")
     assert grants == [
-        f"deploy ALL=(root) NOPASSWD: {systemctl} {verb} {name}{end}"
+        f"deploy ALL=(root) NOPASSWD: NOEXEC: {systemctl} {verb} {name}{end}"
         for name in ("sidekiq", "mails")
         for verb in ("restart", "stop")
         for end in ("", ".service")

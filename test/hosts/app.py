@@ -1,0 +1,70 @@
+"""The small Ruby app of `test/app` on a real host: releases, jobs, and what it says of itself.
+
+Used by the tests and `bin/demo`; standard library only.
+"""
+
+from __future__ import annotations
+
+from test.hosts.harness.host import Host
+from test.hosts.lab import REPO
+
+HOME = "/srv/app"
+
+
+def release(host: Host, name: str) -> str:
+    """Put the app under ``releases/NAME`` and point ``current`` at it in one rename, as Capistrano does.
+
+    Returns the release's folder. The deploy user owns it where that account exists already.
+    """
+    folder = f"{HOME}/releases/{name}"
+    host.run(["mkdir", "-p", f"{HOME}/releases"])
+    host.copy_in(REPO / "test/app", folder)
+    if host.run(["id", "deploy"], check=False).returncode == 0:
+        host.run(["chown", "-R", "deploy:", HOME])
+    host.run(["ln", "-sfn", folder, f"{HOME}/current.new"])
+    host.run(["mv", "-T", f"{HOME}/current.new", f"{HOME}/current"])
+    return folder
+
+
+def reactor_config(minion: str) -> str:
+    """Return the shipped example of the master's configuration, with ``minion`` as the app's only host."""
+    return (REPO / "docs/examples/master.d/redis_sidekiq.conf").read_text().replace("web1.example.org", minion)
+
+
+def enqueue(host: Host, count: int) -> None:
+    """Enqueue ``count`` quick jobs through Ruby, as the deploy user."""
+    host.run(["sh", "-c", f"cd {HOME}/current && exec bundle exec ruby enqueue.rb {count}"], user="deploy")
+
+
+def redis(host: Host, *words: str) -> str:
+    """Run one Redis command on the host's own instance and return the answer."""
+    return host.run(["redis-cli", *words]).stdout.strip()
+
+
+def worked(host: Host) -> int:
+    """Return how many different jobs have been worked so far: each adds its jid to a set."""
+    return int(redis(host, "scard", "worked"))
+
+
+def main_pid(host: Host, unit: str = "sidekiq") -> str:
+    """Return the main process of ``unit``; "0" while there is none."""
+    return host.run(["systemctl", "show", "--property=MainPID", "--value", unit]).stdout.strip()
+
+
+def working_directory(host: Host) -> str:
+    """Return the release that the Sidekiq process works in."""
+    return host.run(["readlink", f"/proc/{main_pid(host)}/cwd"]).stdout.strip()
+
+
+def banner(host: Host) -> dict[str, str]:
+    """Return what runs on ``host``, a line each: Redis, Sidekiq, firewall, sudo."""
+    info = dict(line.split(":", 1) for line in redis(host, "info", "server").splitlines() if ":" in line)
+    rules = [line for line in host.run(["ufw", "show", "added"]).stdout.splitlines() if line.startswith("ufw ")]
+    policy = host.run(["ufw", "status", "verbose"]).stdout.splitlines()
+    version = host.run(["sh", "-c", f"cd {HOME}/current && exec bundle exec sidekiq --version"], user="deploy").stdout
+    return {
+        "Redis": f"{info['redis_version']} on port {info['tcp_port']}, {info['executable']}",
+        "Sidekiq": f"{version.strip()}, sidekiq.service, working in {working_directory(host)}",
+        "firewall": f"{next(line for line in policy if line.startswith('Default'))}; {len(rules)} rules",
+        "deploy may": "sudo systemctl restart, start, stop sidekiq; nothing else",
+    }

@@ -1,0 +1,69 @@
+"""What a run that changes nothing costs on a real host, beside the least that Salt itself can do there.
+
+Used by `bin/bench` and its test; standard library only.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass
+
+from test.hosts.harness.host import Host
+
+FLOOR_ROOT = "/srv/floor"
+FLOOR = ["salt-call", "--local", f"--file-root={FLOOR_ROOT}", "--out=json", "state.apply", "floor"]
+NOOP = ["salt-call", "--local", "--out=json", "state.apply", "redis_sidekiq"]
+
+
+@dataclass
+class Cost:
+    """The cost of a no-op run.
+
+    Attributes:
+        floor: wall seconds of each run of a single ``test.nop``.
+        noop: wall seconds of each run of the formula that changes nothing, taken in turn with the floor.
+        floor_programs: the programs that Salt starts for the ``test.nop``.
+        noop_programs: the programs that the formula's run starts.
+    """
+
+    floor: list[float]
+    noop: list[float]
+    floor_programs: list[list[str]]
+    noop_programs: list[list[str]]
+
+    @property
+    def ratio(self) -> float:
+        """Median no-op over median floor."""
+        return statistics.median(self.noop) / statistics.median(self.floor)
+
+    @property
+    def own_programs(self) -> list[list[str]]:
+        """The programs that the formula adds to Salt's own."""
+        rest = [tuple(argv) for argv in self.floor_programs]
+        own = []
+        for argv in self.noop_programs:
+            if tuple(argv) in rest:
+                rest.remove(tuple(argv))
+            elif tuple(argv) != tuple(NOOP):
+                own.append(argv)
+        return own
+
+
+def seconds(host: Host, argv: list[str]) -> float:
+    """Return the wall time of one command on ``host``."""
+    start = time.monotonic()
+    host.run(argv)
+    return time.monotonic() - start
+
+
+def measure(host: Host, runs: int) -> Cost:
+    """Time floor and no-op in turn on a converged masterless host, ``runs`` times each, and count programs once."""
+    host.run(["mkdir", "-p", FLOOR_ROOT])
+    host.write(f"{FLOOR_ROOT}/floor.sls", "nothing:\n  test.nop: []\n")
+    # The first run of each compiles templates and fills caches.
+    seconds(host, FLOOR), seconds(host, NOOP)
+    pairs = [(seconds(host, FLOOR), seconds(host, NOOP)) for _ in range(runs)]
+    _, floor_programs = host.processes_spawned(FLOOR)
+    _, noop_programs = host.processes_spawned(NOOP)
+    return Cost([pair[0] for pair in pairs], [pair[1] for pair in pairs], floor_programs, noop_programs)

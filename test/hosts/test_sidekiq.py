@@ -1,0 +1,239 @@
+"""Sidekiq's unit on a real host: what reaches the process, what a restart proves, how broken releases are told."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+
+import pytest
+from test.hosts import app
+from test.hosts.harness.host import Host
+from test.hosts.lab import apply_locally, make_masterless, put_pillar, salt_call
+
+IMAGES = ["bookworm", "trixie"]
+SLS = "redis_sidekiq.sidekiq"
+RELEASES = itertools.count(1)
+SECRET = 'sesame-open-$x "q" \\'
+
+pytestmark = pytest.mark.parametrize("image", IMAGES)
+
+
+def pillar(**service) -> dict:
+    """A pillar for Sidekiq alone: the host's Redis is there already, wherever it came from."""
+    service = {
+        "require": "./worker.rb",
+        "concurrency": 10,
+        "redis": "",
+        "redis_url": "redis://127.0.0.1:6379/0",
+        "env": {"SESAME": SECRET},
+        "start_timeout": 20,
+        **service,
+    }
+    return {"redis_sidekiq": {"roles": ["sidekiq"], "sidekiq": {"install": "package", "services": {"sidekiq": service}}}}
+
+
+@pytest.fixture(scope="module")
+def sidekiq_hosts(session_hosts, masterless):
+    """Return a function of an image that gives a host with Redis, Sidekiq's unit and a release of the test app."""
+    made: dict[str, Host] = {}
+
+    def host_of(image: str) -> Host:
+        if image not in made:
+            host = session_hosts(f"sk-{image}", image=masterless(image).image)
+            make_masterless(host, pillar())
+            apply_locally(host, "redis_sidekiq.packages").assert_ok()
+            apply_locally(host, SLS).assert_ok()
+            made[image] = host
+        return made[image]
+
+    return host_of
+
+
+@pytest.fixture
+def host(sidekiq_hosts, image):
+    """The host with the plain pillar and the unbroken release, working."""
+    host = sidekiq_hosts(image)
+    put_pillar(host, pillar())
+    release(host)
+    apply_locally(host, SLS).assert_ok()
+    return host
+
+
+def release(host: Host) -> None:
+    """Deploy an unbroken release, in a folder of its own."""
+    app.release(host, str(next(RELEASES)))
+
+
+def restart(host: Host) -> dict:
+    return salt_call(host, "sidekiq.restart", "sidekiq", check=False)
+
+
+def append(host: Host, ruby: str) -> None:
+    """Add a line to the release's worker file."""
+    host.run(["sh", "-c", f"cat >> {app.HOME}/current/worker.rb"], input=ruby + "\n")
+
+
+def show(host: Host, name: str) -> str:
+    return host.run(["systemctl", "show", f"--property={name}", "--value", "sidekiq"]).stdout.strip()
+
+
+WORDS = [
+    "", "two words", 'a"b', "it's", "back\\slash", "50%", "%i", "$HOME", "${HOME}", "$$", ";", "a ; b", "a\nb", "a\tb", "#x",
+    "grün ☃", "|", "&&", "@x", "!x", "\\", "\\x41", "'", "''", '""', "~", "*", "{a,b}", "=", "end ",
+]  # fmt: skip
+VALUES = {
+    "EMPTY": "", "SPACES": "  two  words  ", "QUOTES": "a\"b'c", "DOLLAR": "$HOME ${HOME} $(id) `id`", "HASH": "# no; x",
+    "BACKSLASH": "C:\\n\\", "ONE": "\\", "EQUALS": "a=b", "UNICODE": "grün ☃", "PERCENT": "%i %% %n", "QUOTE": "'",
+    "LONG": "x" * 20000,
+}  # fmt: skip
+DUMP = "import json, os, sys; json.dump([sys.argv[1:], dict(os.environ)], open('/tmp/dump', 'w'))"
+
+
+def test_every_word_and_value_reaches_the_process_unharmed(host):
+    put_pillar(host, pillar(env=VALUES))
+    apply_locally(host, SLS).assert_ok()
+    host.write("/srv/dump.py", DUMP)
+    line = salt_call(host, "sidekiq.exec_start", json.dumps(["/usr/bin/python3", "/srv/dump.py", *WORDS]))
+    unit = f"[Service]\nType=oneshot\nEnvironmentFile=/etc/sidekiq/sidekiq.env\nExecStart={line}\n"
+    host.write("/etc/systemd/system/words.service", unit)
+    host.run(["systemctl", "daemon-reload"])
+    host.run(["systemctl", "start", "words"])
+    argv, env = json.loads(host.run(["cat", "/tmp/dump"]).stdout)
+    assert argv == WORDS
+    assert {name: env.get(name) for name in VALUES} == VALUES
+
+
+def test_systemd_has_nothing_to_say_about_the_unit(host):
+    verify = host.run(["systemd-analyze", "verify", "/etc/systemd/system/sidekiq.service"], check=False)
+    assert (verify.returncode, [line for line in verify.stderr.splitlines() if "sidekiq" in line]) == (0, [])
+
+
+def test_a_second_run_changes_nothing_and_asks_systemd_once(host):
+    before = app.main_pid(host)
+    apply_locally(host, SLS).assert_unchanged()
+    assert app.main_pid(host) == before
+    trace = "strace -f -qq -e trace=execve -e signal=none -o /tmp/trace salt-call --local state.apply"
+    host.run(["sh", "-c", f"which strace >/dev/null || apt-get install -y strace; {trace} {SLS} > /dev/null"], timeout=300)
+    ran = [line for line in host.run(["cat", "/tmp/trace"]).stdout.splitlines() if line.endswith("= 0")]
+    assert len([line for line in ran if '/systemctl"' in line and '"show"' in line]) == 1
+    assert len([line for line in ran if '/sudo"' in line]) == 1
+
+
+def test_secrets_are_nowhere_to_be_seen(host):
+    run = apply_locally(host, SLS)
+    record = restart(host)
+    public = json.dumps([run.states, record]) + show(host, "Environment")
+    public += host.run(["sh", "-c", "cat /etc/systemd/system/sidekiq.service; cat /proc/[0-9]*/cmdline | tr '\\0' ' '"]).stdout
+    assert "sesame" not in public
+    assert host.run(["cat", "/etc/sidekiq/sidekiq.env"], user="deploy", check=False).returncode != 0
+    environ = host.run(["cat", f"/proc/{app.main_pid(host)}/environ"]).stdout
+    assert f"SESAME={SECRET}\0" in environ
+
+
+def test_a_changed_variable_restarts_once_and_is_announced(host):
+    before = app.main_pid(host)
+    put_pillar(host, pillar(env={"SESAME": "another"}))
+    announced = apply_locally(host, SLS, test=True).assert_ok()
+    assert "Sidekiq service sidekiq works" in announced.pending
+    assert app.main_pid(host) == before
+    run = apply_locally(host, SLS).assert_ok()
+    assert run.changed["Sidekiq service sidekiq has its environment"] == {"changed": ["SESAME"]}
+    assert app.main_pid(host) != before
+    after = app.main_pid(host)
+    apply_locally(host, SLS).assert_unchanged()
+    assert app.main_pid(host) == after
+
+
+def test_a_restart_tells_what_it_saw(host):
+    app.enqueue(host, 200)
+    before = app.main_pid(host)
+    record = restart(host)
+    assert record["result"] is True, record["comment"]
+    assert (str(record["old"]["pid"]), str(record["new"]["pid"])) == (before, app.main_pid(host))
+    assert record["new"]["heartbeat"]["pid"] == record["new"]["pid"]
+    assert [step["step"] for step in record["steps"]] == ["lock", "look", "stop", "start", "prove"]
+
+
+def test_calls_at_once_restart_once(host):
+    before = show(host, "ExecMainStartTimestampMonotonic")
+    script = "for n in 1 2 3 4 5 6; do salt-call --local --out=json sidekiq.restart sidekiq > /tmp/call-$n & done; wait; cat /tmp/call-?"
+    text = host.run(["sh", "-c", script], timeout=120).stdout
+    assert text.count('"result": true') == 6
+    assert text.count("by another call") == 5
+    assert show(host, "ExecMainStartTimestampMonotonic") != before
+
+
+BROKEN = {
+    "a syntax error": ("def x(", "did not start"),
+    "a missing gem": ('require "no_such_gem"', "no_such_gem"),
+    "an exit right after the start": ('Thread.new { sleep 1.5; warn "bye"; exit!(3) }', "ended within 2 s"),
+    "a boot that hangs": ("sleep 1000", "did not start"),
+    "another Redis": (
+        'Sidekiq.configure_server { |c| c.redis = {url: "redis://127.0.0.1:6379/5"} }',
+        "does not beat in the Redis of its REDIS_URL",
+    ),
+    "a secret in its last words": ('abort "cannot use #{ENV["SESAME"]}"', "cannot use ******"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_release_is_told_and_works_again_when_it_is_mended(host, kind):
+    ruby, sentence = BROKEN[kind]
+    append(host, ruby)
+    begun = time.monotonic()
+    record = restart(host)
+    assert time.monotonic() - begun < 60
+    assert record["result"] is False
+    assert sentence in record["comment"]
+    assert "its journal ends with" in record["comment"]
+    assert "sesame" not in json.dumps(record)
+    release(host)
+    run = apply_locally(host, SLS).assert_ok()
+    if kind == "another Redis":
+        assert restart(host)["result"] is True
+    assert show(host, "ActiveState") == "active", run.states
+
+
+def test_a_release_that_is_gone_leaves_the_process_alone(host):
+    before = app.main_pid(host)
+    host.run(["rm", f"{app.HOME}/current"])
+    record = restart(host)
+    assert (record["result"], app.main_pid(host)) == (False, before)
+    assert "There is no release at" in record["comment"]
+
+
+def test_restarts_in_a_row_never_leave_it_down(host):
+    app.enqueue(host, 1000)
+    host.run(["sh", "-c", "for n in $(seq 20); do systemctl restart sidekiq || exit 1; done"], timeout=120)
+    assert show(host, "ActiveState") == "active"
+
+
+def test_a_stop_from_the_web_ui_is_not_its_last(host):
+    before = app.main_pid(host)
+    host.run(["kill", "-TERM", before])
+    until = time.monotonic() + 20
+    while app.main_pid(host) in ("0", before) or show(host, "ActiveState") != "active":
+        assert time.monotonic() < until
+        time.sleep(0.2)
+
+
+def test_another_drop_in_counts_as_a_change(host):
+    before = app.main_pid(host)
+    host.write("/etc/systemd/system/sidekiq.service.d/local.conf", "[Service]\nNice=1\n")
+    try:
+        apply_locally(host, SLS).assert_ok()
+        assert app.main_pid(host) != before
+        assert show(host, "Nice") == "1"
+        apply_locally(host, SLS).assert_unchanged()
+    finally:
+        host.run(["rm", "-r", "/etc/systemd/system/sidekiq.service.d"])
+
+
+def test_clean_leaves_what_is_the_users(host):
+    apply_locally(host, f"{SLS}.clean").assert_ok()
+    gone = ["/etc/systemd/system/sidekiq.service", "/etc/sidekiq", "/etc/sudoers.d/sidekiq-deploy"]
+    assert host.run(["ls", "-d", *gone], check=False).stdout == ""
+    host.run(["ls", f"{app.HOME}/current/worker.rb", "/home/deploy"])
+    assert (show(host, "LoadState"), show(host, "ActiveState")) == ("not-found", "inactive")
+    apply_locally(host, f"{SLS}.clean").assert_unchanged()
