@@ -4,3 +4,6 @@
 The distribution's packages are installed:
   pkg.installed:
     - pkgs: {{ settings.packages | tojson }}
+
+Salt has a client for Redis:
+  redis_server.client_installed: []

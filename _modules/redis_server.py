@@ -1,0 +1,1891 @@
+"""
+Redis: build it from a verified tarball, write its config, ask what runs and restart that without losing a key.
+
+Builds lie side by side in a prefix, each with a record of what it was made from; the link ``current`` points at one.
+Facts come from those records, one ``systemctl show`` (no process at all with an init script), ``/proc`` and the server
+itself. Only instances of the settings (pillar ``redis_sidekiq:redis:instances``) are ever acted on, whoever asks.
+
+A password goes from the settings into the config file and over the socket; it is no argument, and in no message.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import errno
+import fcntl
+import glob
+import grp
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
+import json
+import logging
+import os
+import pwd
+import re
+import shutil
+import socket
+import stat
+import subprocess
+import tempfile
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import salt.utils.path
+import salt.utils.url
+from salt.exceptions import CommandExecutionError, MinionError, SaltInvocationError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    __context__: dict[str, Any] = {}
+    __salt__: dict[str, Any] = {}
+
+log = logging.getLogger(__name__)
+
+PROGRAMS = ("redis-server", "redis-cli", "redis-benchmark", "redis-sentinel", "redis-check-aof", "redis-check-rdb")
+MANAGERS = ("systemd", "sysv")
+# Below 8: the client's 8.x loads opentelemetry, which Salt 3008 brings along, and costs every run 0.15 s.
+CLIENT = "redis>=5,<8"
+
+_RECIPE = 1  # part of a build's name: raise it when the same settings shall give another build
+_RECORD = "build.json"
+_CURRENT = "current"
+_UNIT_DIR = "/etc/systemd/system"
+_INIT_DIR = "/etc/init.d"
+_RC_LINKS = "/etc/rc?.d"
+_LOCK_DIR = "/run/redis_sidekiq"
+_BUILD_TIMEOUT = 7200  # s for the compiler; one slow core takes minutes for Redis 8
+_SCRATCH_BOOT = 15.0  # s for a server without data to answer; 0.05 s is usual
+_REDIS_TIMEOUT = 3.0  # s for each answer from Redis
+_BUSY = 600.0  # s to wait for a load, a snapshot or a rewrite under way before a restart
+_LOADING = 1800.0  # s for a server to load its data; TimeoutStartSec of the unit
+_STOP = 900.0  # s for a server to save and end; TimeoutStopSec of the unit, and the init script's patience
+_TICK = 0.02  # s; /proc counts start times in ticks of 0.01 s
+_LAST_LINES = 30
+
+# Directives whose value nobody shall read in a diff; the formula writes only the first, a file found may hold others.
+_SECRET_LINES = ("requirepass", "masterauth", "user", "tls-key-file-pass", "tls-client-key-file-pass", "sentinel")
+# Where a server looks for its data, and what Redis takes when redis.conf does not say.
+_PLACES = {"dbfilename": "dump.rdb", "appendfilename": "appendonly.aof", "appenddirname": "appendonlydir"}
+
+_PROPERTIES = ("ActiveState", "DropInPaths", "LoadState", "MainPID", "NeedDaemonReload", "Result", "UnitFileState")
+
+
+class Account(NamedTuple):
+    """A user by numbers."""
+
+    name: str
+    uid: int
+    gid: int
+
+
+# Facts about builds --------------------------------------------------------------------------------------------------
+
+
+def builds(prefix: str = "/opt/redis") -> list[dict[str, Any]]:
+    """
+    The builds in a prefix, by their own records. A folder whose record or programs are not as installed is no build.
+
+    prefix
+        Folder that holds them.
+
+    Returns a list of records, sorted by name: ``build`` (the folder's name), ``version``, ``digest`` (of the tarball),
+    ``malloc``, ``tls``, ``systemd``, ``source``, ``built`` (UTC), ``seconds``, ``programs`` (name -> size and sha256).
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' redis_server.builds
+    """
+    return [record for name in _entries(prefix) if (record := _read_record(prefix, name))]
+
+
+def build_facts(
+    version: str,
+    source_hash: str,
+    prefix: str = "/opt/redis",
+    malloc: str = "jemalloc",
+    tls: bool = False,
+    systemd: bool = True,
+) -> dict[str, Any]:
+    """
+    Whether a build is there, and which one is current.
+
+    version
+        Release of Redis, such as ``8.0.6``.
+    source_hash
+        The tarball's digest, ``sha256=HEX``.
+    prefix
+        Folder that holds the builds.
+    malloc
+        ``jemalloc`` or ``libc``.
+    tls, systemd
+        What is compiled in (bool).
+
+    Returns ``build`` (name of this one: version, and a hash over all that makes it what it is), ``present`` (bool),
+    ``current`` (name of the build that the link points at, or empty), ``leftovers`` (names of what a run that was cut
+    off left behind).
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' redis_server.build_facts 8.0.6 sha256=6d0a9913887a4972536f9da226f1575859c34d86354129163260a5f9c6bd4229
+    """
+    name = _build_name(version, source_hash, malloc, tls, systemd)
+    return {
+        "build": name,
+        "present": _read_record(prefix, name) is not None,
+        "current": _current(prefix),
+        "leftovers": [entry for entry in _entries(prefix) if entry.startswith(".")],
+    }
+
+
+def source_check(source: str, source_hash: str) -> str:
+    """
+    Look at a tarball as far as that costs nothing: a file on this host is read, anything else would be a download.
+
+    source
+        URL or absolute path of the tarball.
+    source_hash
+        ``sha256=HEX``, or another algorithm of hashlib.
+
+    Returns a sentence for what was found. Raises CommandExecutionError when the file is missing or another one.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' redis_server.source_check /srv/redis-8.0.6.tar.gz sha256=6d0a99138...
+    """
+    path = _local_path(source)
+    if not path:
+        return f"{_shown(source)} is fetched and verified then"
+    with _open_tarball(path, source) as stream:
+        _verify(stream, source, source_hash)
+    return f"{path} has the digest wanted"
+
+
+# Acts on builds ------------------------------------------------------------------------------------------------------
+
+
+def build(
+    version: str,
+    source: str,
+    source_hash: str,
+    prefix: str = "/opt/redis",
+    user: str = "redis-build",
+    jobs: int = 1,
+    malloc: str = "jemalloc",
+    tls: bool = False,
+    systemd: bool = True,
+) -> dict[str, Any]:
+    """
+    Make a build the current one: compiled unless it is there, started once on a private socket, then put in place.
+
+    The tarball is verified before it is unpacked. Unpacking, compiling and the trial run happen as an unprivileged
+    user, without network, in namespaces that die with this process; what is installed is copied by root, regular files
+    of six names only. One build at a time: a second call waits, and finds the work done.
+
+    version, source_hash, prefix, malloc, tls, systemd
+        See :func:`build_facts`.
+    source
+        Where the tarball is: ``https://``, ``http://``, ``salt://``, ``file://`` or an absolute path.
+    user
+        Unprivileged user who compiles; exists already.
+    jobs
+        Compilers at a time.
+
+    Returns a record: ``build``, ``compiled`` (bool), ``seconds`` (of this call), ``old`` and ``current`` (names of the
+    builds that the link pointed at before and points at now). Raises CommandExecutionError with the compiler's last
+    lines; the current build is then the one that it was, and nothing of the new one is left.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' redis_server.build 8.0.6 salt://files/redis-8.0.6.tar.gz sha256=6d0a99138...
+    """
+    begun = time.monotonic()
+    name = _build_name(version, source_hash, malloc, tls, systemd)
+    account = _account(user)
+    if account.uid == 0:
+        raise SaltInvocationError("Redis is not compiled as root: name an unprivileged user")
+    flags = {"version": version, "malloc": malloc, "tls": tls, "systemd": systemd}
+    with _lock("redis-build", _BUILD_TIMEOUT):
+        _make_prefix(prefix)
+        _remove_leftovers(prefix)
+        old, present = _current(prefix), _read_record(prefix, name) is not None
+        if not present:
+            _compile_and_install(name, flags, source, source_hash, prefix, account, jobs)
+        if old != name:
+            if present:  # a new one was tried before it was installed
+                _try_build(os.path.join(prefix, name), flags, account)
+            _flip(prefix, name)
+    return {
+        "build": name,
+        "compiled": not present,
+        "seconds": round(time.monotonic() - begun, 1),
+        "old": old,
+        "current": _current(prefix),
+    }
+
+
+def builds_remove(prefix: str = "/opt/redis") -> None:
+    """
+    Take away all builds of a prefix, the link to one, and the prefix if it is empty then. Files of others stay.
+
+    prefix
+        Folder that holds them; one that is not there is fine.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' redis_server.builds_remove
+    """
+    with _lock("redis-build", _BUILD_TIMEOUT):
+        _remove_leftovers(prefix)
+        with _failing(f"Cannot empty {prefix}"):
+            if _current(prefix):
+                os.unlink(os.path.join(prefix, _CURRENT))
+            for record in builds(prefix):
+                shutil.rmtree(os.path.join(prefix, record["build"]))
+            if _entries(prefix) == []:
+                with contextlib.suppress(FileNotFoundError):
+                    os.rmdir(prefix)
+
+
+def prefix_facts(prefix: str = "/opt/redis") -> dict[str, Any]:
+    """
+    What is in a prefix, ours and not ours.
+
+    prefix
+        Folder that holds the builds.
+
+    Returns ``there`` (bool), ``ours`` and ``others`` (sorted names).
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' redis_server.prefix_facts
+    """
+    ours = {record["build"] for record in builds(prefix)}
+    ours |= {_CURRENT} if _current(prefix) else set()
+    ours |= {name for name in _entries(prefix) if name.startswith(".")}
+    others = [name for name in _entries(prefix) if name not in ours]
+    return {"there": os.path.isdir(prefix), "ours": sorted(ours), "others": others}
+
+
+# Links to the programs -----------------------------------------------------------------------------------------------
+
+
+def links(bin_dir: str = "/usr/local/bin", prefix: str = "/opt/redis") -> dict[str, dict[str, str]]:
+    """
+    The links to Redis' programs that are not as they should be.
+
+    bin_dir
+        Folder for the links.
+    prefix
+        Folder that holds the builds.
+
+    Returns path -> ``{old, new}``: link targets, empty for a path that is not there, ``a file of others`` for one that
+    is no link into the prefix.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' redis_server.links
+    """
+    found = {path: (_link_found(path, prefix), target) for path, target in _links(bin_dir, prefix).items()}
+    return {path: {"old": old, "new": new} for path, (old, new) in found.items() if old != new}
+
+
+def link(bin_dir: str = "/usr/local/bin", prefix: str = "/opt/redis") -> None:
+    """
+    Link Redis' programs, each in one rename.
+
+    bin_dir, prefix
+        See :func:`links`.
+
+    Raises CommandExecutionError before the first one if a program of others lies where a link belongs.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' redis_server.link
+    """
+    wrong = links(bin_dir, prefix)
+    others = [path for path, change in wrong.items() if change["old"] == _OTHERS]
+    if others:
+        raise CommandExecutionError(
+            f"{', '.join(others)}: not made by this formula, so left as found; move it away, or set "
+            "redis_sidekiq:redis:bin_dir to another folder"
+        )
+    with _failing(f"Cannot link into {bin_dir}"):
+        os.makedirs(bin_dir, mode=0o755, exist_ok=True)
+        for path, change in wrong.items():
+            _symlink(change["new"], path)
+
+
+def unlink(bin_dir: str = "/usr/local/bin", prefix: str = "/opt/redis") -> None:
+    """
+    Take away the links that lead into the prefix; others stay.
+
+    bin_dir, prefix
+        See :func:`links`.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' redis_server.unlink
+    """
+    with _failing(f"Cannot remove links from {bin_dir}"):
+        for path in linked(bin_dir, prefix):
+            os.unlink(path)
+
+
+def linked(bin_dir: str = "/usr/local/bin", prefix: str = "/opt/redis") -> list[str]:
+    """
+    The links that lead into the prefix.
+
+    bin_dir, prefix
+        See :func:`links`.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' redis_server.linked
+    """
+    return [path for path in _links(bin_dir, prefix) if _link_found(path, prefix) not in ("", _OTHERS)]
+
+
+# Config --------------------------------------------------------------------------------------------------------------
+
+
+def config_diff(name: str, instance: str) -> dict[str, Any]:
+    """
+    How an instance's redis.conf differs from the settings; passwords are never shown.
+
+    name
+        Path of the file.
+    instance
+        Name of the instance in the settings: its port.
+
+    Returns {} when it is right, else some of ``diff`` (unified, secrets blotted out), ``password`` (set, changed or
+    removed), ``mode`` and ``owner`` (``{old, new}``).
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' redis_server.config_diff /etc/redis/6379.conf 6379
+    """
+    redis = _settings(reveal=True)
+    wish = _instance(instance, redis)
+    text, found = _config_text(wish), _file_facts(name)
+    is_now = found.get("text", "")
+    diff: dict[str, Any] = {}
+    if _blot_lines(is_now) != _blot_lines(text):
+        lines = difflib.unified_diff(_blot_lines(is_now), _blot_lines(text), "is", "will be", lineterm="")
+        diff["diff"] = "\n".join(lines)
+    old, new = _password_in(is_now), _password_in(text)
+    if old != new:
+        diff["password"] = "changed" if old and new else "set" if new else "removed"
+    elif is_now != text and not diff:
+        diff["diff"] = "a secret of the file that was found"
+    for key, want in (("mode", "0640"), ("owner", f"root:{redis['group']}")):
+        if found and found[key] != want:
+            diff[key] = {"old": found[key], "new": want}
+    return diff
+
+
+def config_check(instance: str) -> str:
+    """
+    Let the current build judge an instance's config: a server starts with it, as the user who will run it, without
+    network and data, and answers with its password.
+
+    instance
+        Name of the instance in the settings.
+
+    Returns a sentence. Raises CommandExecutionError with Redis' own words when it refuses.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' redis_server.config_check 6379
+    """
+    redis = _settings(reveal=True)
+    wish = _instance(instance, redis)
+    name = _build_name(
+        redis["version"], redis["source_hash"], redis["build"]["malloc"], redis["build"]["tls"], systemd=True
+    )
+    if _current(redis["prefix"]) != name:
+        return f"Redis {redis['version']} has its say once it is built"
+    missing = _missing_addresses(wish["bind"])
+    if missing:
+        raise CommandExecutionError(
+            f"Redis could not listen at {', '.join(missing)}: no such address on this host; correct bind of the "
+            f"instance {instance}, or write - before it if the host may do without"
+        )
+    account = _account(redis["user"], redis["group"])
+    with _lock(wish["unit"], _STOP), _scratch_folder(wish["unit"], account) as folder:
+        candidate = os.path.join(folder, "redis.conf")
+        _write(candidate, _config_text(wish), 0o640, account.gid)
+        try:
+            _scratch_boot(_binary(redis["prefix"]), account, folder, config=candidate, password=wish["password"])
+        except CommandExecutionError as err:
+            words = _blot(str(err), wish["password"]).replace(candidate, wish["config"])
+            raise CommandExecutionError(f"Redis {redis['version']} refuses the config: {words}") from None
+    return f"Redis {redis['version']} starts with it"
+
+
+def config_write(name: str, instance: str) -> str:
+    """
+    Write an instance's redis.conf, root:GROUP 0640, once the current build has accepted it.
+
+    name
+        Path of the file.
+    instance
+        Name of the instance in the settings.
+
+    Returns the sentence of :func:`config_check`. Raises what that raises; the file is then as it was.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' redis_server.config_write /etc/redis/6379.conf 6379
+    """
+    redis = _settings(reveal=True)
+    wish = _instance(instance, redis)
+    sentence = config_check(instance)
+    before = _password_in(_file_facts(name).get("text", ""))
+    if before:
+        # The server that still runs with the old file has to be asked before it is stopped.
+        __context__.setdefault("redis_server.passwords", {})[instance] = before
+    _write(name, _config_text(wish), 0o640, _group_id(redis["group"]))
+    return sentence
+
+
+# Facts about an instance ---------------------------------------------------------------------------------------------
+
+
+def status(instance: str, ask: bool = True) -> dict[str, Any]:
+    """
+    What one Redis instance does now: systemd or the init script's pid file, ``/proc`` and the server side by side.
+
+    instance
+        Name of the instance in the settings: its port.
+    ask
+        Ask the server for INFO too (bool, default True).
+
+    Returns a dictionary: ``instance``, ``unit``, ``manager`` (systemd or sysv), ``loaded``, ``enabled``, ``active``
+    (systemd's word; of an init script active or inactive), ``pid`` (0: none), ``started`` (epoch s or None),
+    ``program`` (what the process executes), ``build`` (the current one), ``stale`` (list of reasons why it should be
+    started anew), ``needs_reload`` (the unit on disk is not the one loaded) and, with ``ask``, ``info`` (INFO as a
+    dictionary, None without an answer) and ``info_error``.
+
+    Raises SaltInvocationError for an instance that is not in the settings, CommandExecutionError without systemd.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' redis_server.status 6379
+    """
+    redis = _settings(reveal=True)
+    wish = _instance(instance, redis)
+    facts = _service_facts(wish, redis)
+    if ask:
+        facts["info"], facts["info_error"] = _info(wish) if facts["pid"] else (None, "")
+    return facts
+
+
+# Acts on an instance -------------------------------------------------------------------------------------------------
+
+
+def start(instance: str) -> dict[str, Any]:
+    """
+    Start a Redis instance and prove that it serves; nothing happens to one that runs.
+
+    instance
+        Name of the instance in the settings.
+
+    Returns a record: ``instance``, ``result`` (bool), ``comment``, ``old`` and ``new`` (see :func:`status`), ``steps``
+    (list of ``{step, seconds}``). Raises SaltInvocationError for an instance that is not in the settings.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' redis_server.start 6379
+    """
+    redis = _settings(reveal=True)
+    wish = _instance(instance, redis)
+    with _procedure(wish) as record:
+        with _step(record, "look"):
+            old = record["old"] = _ready_to_start(wish, redis)
+        if old["active"] == "active":
+            return _done(record, f"{wish['unit']} runs already, pid {old['pid']}", new=old)
+        if old["active"] not in ("inactive", "failed") and (old["stale"] or not old["pid"]):
+            # It fails and starts again and again: a try under way may have read older files, and would count as ours.
+            with _step(record, "stop"):
+                _stop(wish, redis)
+        # One that is loading its data is waited for.
+        _launch(record, wish, redis, {**old, "pid": 0})
+        _done(record, f"{wish['unit']} serves, pid {record['new']['pid']}", new=record["new"])
+    return record
+
+
+def stop(instance: str) -> dict[str, Any]:
+    """
+    Stop a Redis instance by SIGTERM, once its data are where the next start will look for them.
+
+    instance
+        Name of the instance in the settings.
+
+    Returns a record as :func:`start` does. Raises SaltInvocationError for an instance that is not in the settings.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' redis_server.stop 6379
+    """
+    redis = _settings(reveal=True)
+    wish = _instance(instance, redis)
+    with _procedure(wish) as record:
+        with _step(record, "look"):
+            old = record["old"] = _service_facts(wish, redis)
+        if old["active"] == "inactive":
+            return _done(record, f"{wish['unit']} does not run", new=old)
+        notes = _land(record, wish, redis, old)
+        _done(record, "; ".join([f"{wish['unit']} is stopped", *notes]), new=_service_facts(wish, redis))
+    return record
+
+
+def restart(instance: str) -> dict[str, Any]:
+    """
+    Restart a Redis instance without losing a key, and prove that a new process serves them.
+
+    Waits while the server loads, snapshots or rewrites. Before it is stopped by SIGTERM its data are brought to where
+    the next start will look: AOF is switched on live if redis.conf now wants it, a snapshot is written at exit if
+    redis.conf has no AOF. Calls for the same instance wait for each other; one that finds that the process was started
+    after it was made restarts nothing.
+
+    instance
+        Name of the instance in the settings.
+
+    Returns a record as :func:`start` does; ``result`` is True only when a new process was seen that answers, has loaded
+    its data, runs the current build and has keys if the old one had.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' redis_server.restart 6379
+    """
+    redis = _settings(reveal=True)
+    wish = _instance(instance, redis)
+    requested = time.time()
+    with _procedure(wish) as record:
+        with _step(record, "look"):
+            old = record["old"] = _ready_to_start(wish, redis)
+        if old["active"] == "active" and (old["started"] or 0) > requested and not old["stale"]:
+            return _done(record, f"{wish['unit']} was restarted by another call, pid {old['pid']}", new=old)
+        notes = []
+        try:
+            if old["active"] not in ("inactive", "failed"):
+                notes = _land(record, wish, redis, old)
+        finally:
+            # Whatever went wrong while stopping, the server must not stay down.
+            if _service_facts(wish, redis)["active"] in ("inactive", "failed"):
+                _launch(record, wish, redis, old)
+        sentence = f"{wish['unit']} was restarted: pid {old['pid']} before, {record['new']['pid']} now"
+        _done(record, "; ".join([sentence, *notes]), new=record["new"])
+    return record
+
+
+def enable(instance: str) -> None:
+    """
+    Let the host start an instance at boot.
+
+    instance
+        Name of the instance in the settings.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' redis_server.enable 6379
+    """
+    redis = _settings()
+    wish = _instance(instance, redis)
+    if redis["service_manager"] == "systemd":
+        __salt__["service.enable"](f"{wish['unit']}.service")
+    else:
+        _run([_tool("update-rc.d", "init-system-helpers"), wish["unit"], "defaults"], "cannot be enabled", wish["unit"])
+
+
+def reload_manager() -> None:
+    """
+    Let systemd read its units again, on a host that it booted. An init script is a unit to it as well.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' redis_server.reload_manager
+    """
+    if _booted_by_systemd():
+        _run([_tool("systemctl", "systemd"), "daemon-reload"], "does not read its units", "systemd")
+
+
+def service_files(instance: str, manager: str) -> list[str]:
+    """
+    The files by which systemd or the init system knows an instance.
+
+    instance
+        Name of the instance in the settings.
+    manager
+        ``systemd`` or ``sysv``.
+
+    Returns a list of paths that exist.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' redis_server.service_files 6379 sysv
+    """
+    if manager not in MANAGERS:
+        raise SaltInvocationError(f"{manager!r} is no service manager known here: {' or '.join(MANAGERS)}")
+    unit = _instance(instance, _settings())["unit"]
+    if manager == "systemd":
+        paths = [os.path.join(_UNIT_DIR, f"{unit}.service"), *_boot_links(unit, "systemd")]
+    else:
+        paths = [os.path.join(_INIT_DIR, unit), *_boot_links(unit, "sysv")]
+    return [path for path in paths if os.path.lexists(path)]
+
+
+def service_remove(instance: str, manager: str) -> str:
+    """
+    Stop an instance as one service manager knows it, with all care for its data, and take away the files of that.
+
+    instance
+        Name of the instance in the settings.
+    manager
+        ``systemd`` or ``sysv``.
+
+    Returns a sentence. Raises CommandExecutionError when it does not stop; the files stay then.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' redis_server.service_remove 6379 sysv
+    """
+    redis = {**_settings(reveal=True), "service_manager": manager}
+    wish = _instance(instance, redis)
+    files = service_files(instance, manager)
+    said = f"{wish['unit']} did not run"
+    if manager == "sysv" or _booted_by_systemd():
+        with _procedure(wish) as record:
+            old = record["old"] = _service_facts(wish, redis)
+            if old["active"] not in ("inactive", "failed"):
+                notes = _land(record, wish, redis, old)
+                said = "; ".join([f"{wish['unit']} was stopped", *notes])
+            record["result"] = True
+        if not record["result"]:
+            raise CommandExecutionError(record["comment"])
+    with _failing(f"Cannot remove the files of {wish['unit']}"):
+        for path in files:
+            os.unlink(path)
+    if manager == "sysv":
+        # Where insserv orders the boot, it has to know.
+        _run([_tool("update-rc.d", "init-system-helpers"), wish["unit"], "remove"], "cannot be forgotten", wish["unit"])
+    reload_manager()
+    return said
+
+
+# The client by which Salt asks Redis ---------------------------------------------------------------------------------
+
+
+def client() -> dict[str, Any]:
+    """
+    The Python package ``redis`` in the Python that runs Salt.
+
+    Returns ``version`` (empty: not installed), ``wanted`` (a requirement) and ``suits`` (bool). No process is started.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' redis_server.client
+    """
+    from packaging.requirements import Requirement
+
+    try:
+        version = importlib.metadata.version("redis") if importlib.util.find_spec("redis") else ""
+    except importlib.metadata.PackageNotFoundError:
+        version = ""
+    return {"version": version, "wanted": CLIENT, "suits": bool(version) and version in Requirement(CLIENT).specifier}
+
+
+def client_install() -> None:
+    """
+    Install the Python package ``redis`` into the Python that runs Salt, by pip, so that this very process can use it.
+
+    Raises CommandExecutionError with pip's last lines.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' redis_server.client_install
+    """
+    # Without bin_env Salt takes its own Python's pip, or salt-pip where Salt is a onedir (salt/modules/pip.py).
+    answer = __salt__["pip.install"](pkgs=[CLIENT])
+    importlib.invalidate_caches()
+    if answer.get("retcode") != 0:
+        words = _last_lines(f"{answer.get('stdout', '')}\n{answer.get('stderr', '')}", 10)
+        raise CommandExecutionError(
+            f"pip could not install {CLIENT} for Salt's Python; give it an index or a folder of wheels "
+            f"(/etc/pip.conf), or install that package by hand. It said:\n{words}"
+        )
+
+
+# --- below: how it is done -------------------------------------------------------------------------------------------
+
+# Settings
+
+
+def _settings(reveal: bool = False) -> dict[str, Any]:
+    return __salt__["redis_sidekiq.settings"](reveal=reveal)["redis"]
+
+
+def _instance(name: str, redis: dict[str, Any]) -> dict[str, Any]:
+    """The settings of one instance. A name from anywhere else (an event, a command line) is refused here."""
+    instances = {instance["name"]: instance for instance in redis["instances"]}
+    if str(name) not in instances:
+        known = ", ".join(instances) or "none"
+        raise SaltInvocationError(
+            f"{name!r} is not a Redis instance of this minion; the pillar redis_sidekiq:redis:instances has: {known}"
+        )
+    return instances[str(name)]
+
+
+def _wished(wish: dict[str, Any], directive: str, default: str) -> str:
+    """A directive's value in the file that the next start reads; of several lines the last counts."""
+    values = [value for name, value in wish["directives"] if name == directive]
+    return values[-1].strip("\"'") if values else default
+
+
+def _account(user: str, group: str = "") -> Account:
+    try:
+        found = pwd.getpwnam(user)
+    except KeyError:
+        raise CommandExecutionError(f"There is no user {user}: apply redis_sidekiq.redis, which makes it") from None
+    return Account(user, found.pw_uid, _group_id(group) if group else found.pw_gid)
+
+
+def _group_id(group: str) -> int:
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise CommandExecutionError(f"There is no group {group}: apply redis_sidekiq.redis, which makes it") from None
+
+
+# Builds
+
+
+def _build_name(version: str, source_hash: str, malloc: str, tls: bool, systemd: bool) -> str:
+    """All that makes a build what it is. How many compilers work on it does not."""
+    what = {"recipe": _RECIPE, "digest": source_hash.lower(), "malloc": malloc}
+    what |= {"tls": bool(tls), "systemd": bool(systemd)}
+    return f"{version}-{hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:10]}"
+
+
+def _entries(prefix: str) -> list[str]:
+    try:
+        return sorted(os.listdir(prefix))
+    except FileNotFoundError:
+        return []
+    except OSError as err:
+        raise CommandExecutionError(f"Cannot look into {prefix}: {err.strerror}") from err
+
+
+def _read_record(prefix: str, name: str) -> dict[str, Any] | None:
+    """The record of a build whose programs are as they were installed: by size, owner and mode, not by digest."""
+    folder = os.path.join(prefix, name)
+    try:
+        if name.startswith(".") or os.path.islink(folder):
+            return None
+        with open(os.path.join(folder, _RECORD), encoding="utf-8") as stream:
+            record = json.load(stream)
+        if record["build"] != name or set(record["programs"]) != set(PROGRAMS):
+            return None
+        for program, facts in record["programs"].items():
+            info = os.lstat(os.path.join(folder, "bin", program))
+            if not stat.S_ISREG(info.st_mode) or info.st_size != facts["size"]:
+                return None
+            if info.st_uid != 0 or info.st_mode & 0o022 or not info.st_mode & 0o001:
+                return None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return record
+
+
+def _current(prefix: str) -> str:
+    try:
+        return os.readlink(os.path.join(prefix, _CURRENT))
+    except OSError:
+        return ""
+
+
+def _binary(prefix: str) -> str:
+    return os.path.join(prefix, _CURRENT, "bin", "redis-server")
+
+
+def _make_prefix(prefix: str) -> None:
+    with _failing(f"Cannot make {prefix}"):
+        if not os.path.isdir(prefix):
+            os.makedirs(prefix)
+            os.chmod(prefix, 0o755)  # whatever the umask says
+        info = os.lstat(prefix)
+        if not stat.S_ISDIR(info.st_mode) or info.st_uid != 0 or info.st_mode & 0o022:
+            raise CommandExecutionError(f"{prefix} must be a folder that root owns and nobody else can write to")
+
+
+def _remove_leftovers(prefix: str) -> None:
+    """What a run that was cut off left behind; the lock says that no other is at work. rmtree follows no link."""
+    for name in _entries(prefix):
+        if name.startswith("."):
+            path = os.path.join(prefix, name)
+            with _failing(f"Cannot remove {path}"):
+                if os.path.isdir(path) and not os.path.islink(path):
+                    shutil.rmtree(path)
+                else:
+                    os.unlink(path)
+
+
+def _compile_and_install(
+    name: str, flags: dict[str, Any], source: str, source_hash: str, prefix: str, account: Account, jobs: int
+) -> None:
+    begun = time.monotonic()
+    private = tempfile.mkdtemp(prefix=".build-", dir=prefix)
+    try:
+        # root's, with a folder in it for the unprivileged user and one for what is installed.
+        os.chmod(private, 0o711)
+        work, staged = os.path.join(private, "work"), os.path.join(private, "install")
+        os.mkdir(work, 0o700)
+        os.chown(work, account.uid, account.gid)
+        _unpack(_fetch(source, source_hash, work, account), work, account)
+        _compile(work, flags, account, jobs)
+        programs = _install(os.path.join(work, "src"), staged)
+        _try_build(staged, flags, account)
+        record = {
+            "build": name,
+            **flags,
+            "digest": source_hash.lower(),
+            "source": _shown(source),
+            "built": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "seconds": round(time.monotonic() - begun, 1),
+            "programs": programs,
+        }
+        _write(os.path.join(staged, _RECORD), json.dumps(record, indent=2) + "\n", 0o644, 0)
+        target = os.path.join(prefix, name)
+        if os.path.lexists(target):  # what has the name of a build and is none
+            os.rename(target, os.path.join(private, "replaced"))
+        os.rename(staged, target)
+        _sync_folder(prefix)
+    except OSError as err:
+        raise CommandExecutionError(f"Cannot install the build in {prefix}: {err}") from err
+    finally:
+        shutil.rmtree(private, ignore_errors=True)
+
+
+def _local_path(source: str) -> str:
+    """The path of a tarball on this host; empty for one elsewhere."""
+    if source.startswith("file://"):
+        return source[len("file://") :]
+    return source if source.startswith("/") else ""
+
+
+def _shown(source: str) -> str:
+    """A URL without a login in it."""
+    return salt.utils.url.redact_http_basic_auth(source)
+
+
+def _open_tarball(path: str, source: str) -> Any:
+    try:
+        return open(path, "rb")
+    except OSError as err:
+        raise CommandExecutionError(f"The tarball {_shown(source)} cannot be read: {err.strerror}") from err
+
+
+def _verify(stream: Any, source: str, source_hash: str, copy: Any = None) -> None:
+    """Read a tarball to its end, copy what was read, and compare the digest."""
+    algorithm, _, wanted = source_hash.rpartition("=")
+    try:
+        digest = hashlib.new(algorithm or "sha256")
+    except ValueError:
+        raise SaltInvocationError(f"{algorithm!r} is no digest known here; give sha256=HEX") from None
+    while block := stream.read(1 << 20):
+        digest.update(block)
+        if copy:
+            copy.write(block)
+    if digest.hexdigest() != wanted.lower():
+        raise CommandExecutionError(
+            f"The tarball {_shown(source)} is not the one wanted, so it was not unpacked: its {digest.name} is "
+            f"{digest.hexdigest()}, wanted is {wanted.lower()}"
+        )
+
+
+def _fetch(source: str, source_hash: str, work: str, account: Account) -> str:
+    """
+    The verified tarball in the build's folder. What is verified is what was copied: the file at the source may change
+    at any moment. Salt downloads to a file of another name first, so that a cut-off download is none.
+    """
+    path = _local_path(source) or _download(source, source_hash)
+    target = os.path.join(work, "tarball")
+    try:
+        with _open_tarball(path, source) as stream, open(target, "xb") as copy:
+            _verify(stream, source, source_hash, copy)
+            os.fchmod(copy.fileno(), 0o440)
+            os.fchown(copy.fileno(), 0, account.gid)
+    except CommandExecutionError:
+        if not _local_path(source):
+            # The next run downloads anew, rather than find this copy.
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+        raise
+    return target
+
+
+def _download(source: str, source_hash: str) -> str:
+    try:
+        path = __salt__["cp.cache_file"](source, source_hash=source_hash)
+    except (MinionError, OSError) as err:
+        raise CommandExecutionError(f"The tarball {_shown(source)} cannot be fetched: {err}") from err
+    if not path:
+        raise CommandExecutionError(f"The tarball {_shown(source)} cannot be fetched: there is no such file")
+    return path
+
+
+def _unpack(tarball: str, work: str, account: Account) -> None:
+    argv = [_tool("tar", "tar"), "--extract", f"--file={tarball}", f"--directory={work}", "--strip-components=1"]
+    answer = _run_sandboxed([*argv, "--no-same-owner", "--no-same-permissions"], account, work, 600)
+    if answer["retcode"] != 0:
+        raise CommandExecutionError(f"The tarball cannot be unpacked:\n{_last_lines(answer['stderr'], 10)}")
+    os.unlink(tarball)
+    if not os.path.isfile(os.path.join(work, "src", "Makefile")):
+        raise CommandExecutionError("The tarball holds no Redis: there is no src/Makefile in its top folder")
+
+
+def _compile(work: str, flags: dict[str, Any], account: Account, jobs: int) -> None:
+    switch = {True: "yes", False: "no"}
+    argv = [
+        _tool("make", "build-essential"),
+        "-C",
+        os.path.join(work, "src"),
+        f"-j{int(jobs)}",
+        f"MALLOC={flags['malloc']}",
+        f"USE_SYSTEMD={switch[flags['systemd']]}",
+        f"BUILD_TLS={switch[flags['tls']]}",
+        *PROGRAMS,
+    ]
+    answer = _run_sandboxed(argv, account, work, _BUILD_TIMEOUT)
+    if answer["retcode"] != 0:
+        raise CommandExecutionError(
+            f"Redis {flags['version']} does not compile. The compiler's last lines:\n"
+            + _compiler_words(answer["stdout"], answer["stderr"])
+        )
+
+
+def _compiler_words(stdout: str, stderr: str) -> str:
+    """What went wrong and how it ended: with several compilers at work, the first error is not among the last lines."""
+    lines = [line for line in (stderr or stdout).splitlines() if line.strip()]
+    first = next((at for at, line in enumerate(lines) if re.search(r"\berror\b", line, re.IGNORECASE)), len(lines))
+    around, last = lines[max(first - 1, 0) : first + 10], lines[-_LAST_LINES // 2 :]
+    start = max(len(lines) - len(last), first + 10)
+    return "\n".join([*around, *(["..."] if start > first + 10 else []), *lines[start:]] if around else last)
+
+
+def _install(source: str, staged: str) -> dict[str, dict[str, Any]]:
+    """
+    Copy the programs as root. No process of the unprivileged user is left by now, and what he made is trusted for its
+    contents alone: regular files, found without following a link.
+    """
+    if os.path.realpath(source) != os.path.abspath(source):
+        raise CommandExecutionError(f"The build made a link of {source}, so nothing of it is installed")
+    for folder in (staged, os.path.join(staged, "bin")):
+        os.mkdir(folder)
+        os.chmod(folder, 0o755)  # whatever the umask says
+    programs: dict[str, dict[str, Any]] = {}
+    twins: dict[str, str] = {}
+    for program in PROGRAMS:
+        target = os.path.join(staged, "bin", program)
+        facts = _copy_program(os.path.join(source, program), target)
+        twin = twins.setdefault(facts["sha256"], target)
+        if twin != target:  # redis-sentinel and redis-check-* are redis-server under other names
+            os.unlink(target)
+            os.link(twin, target)
+        programs[program] = facts
+    _sync_folder(os.path.join(staged, "bin"))
+    _sync_folder(staged)
+    return programs
+
+
+def _copy_program(source: str, target: str) -> dict[str, Any]:
+    name = os.path.basename(source)
+    try:
+        handle = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as err:
+        what = "is a link" if err.errno == errno.ELOOP else f"cannot be read ({err.strerror})"
+        raise CommandExecutionError(f"What the build left as {name} {what}, so nothing of it is installed") from err
+    with open(handle, "rb") as stream:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise CommandExecutionError(f"What the build left as {name} is no regular file; nothing of it is installed")
+        digest, size = hashlib.sha256(), 0
+        with open(target, "xb") as copy:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+                size += len(block)
+                copy.write(block)
+            copy.flush()
+            os.fchmod(copy.fileno(), 0o755)
+            os.fsync(copy.fileno())
+    return {"size": size, "sha256": digest.hexdigest()}
+
+
+def _try_build(folder: str, flags: dict[str, Any], account: Account) -> None:
+    """Start a build once and compare what it says of itself with what was asked for."""
+    with _scratch_folder("redis-build", account) as scratch:
+        binary = os.path.join(folder, "bin", "redis-server")
+        try:
+            info = _scratch_boot(binary, account, scratch, notify=flags["systemd"])
+        except CommandExecutionError as err:
+            raise CommandExecutionError(f"The Redis that was built does not start: {err}") from None
+    found = {
+        "version": info.get("redis_version", ""),
+        "malloc": info.get("mem_allocator", "").split("-")[0],
+        "tls": info["tls"],
+        "systemd": flags["systemd"],  # it told so, or did not start
+    }
+    wrong = [f"its {key} is {found[key]!r}, wanted is {flags[key]!r}" for key in found if found[key] != flags[key]]
+    if wrong:
+        raise CommandExecutionError(f"The Redis that was built is another one than wanted: {'; '.join(wrong)}")
+
+
+def _flip(prefix: str, name: str) -> None:
+    with _failing(f"Cannot make {name} the current build in {prefix}"):
+        _symlink(name, os.path.join(prefix, _CURRENT))
+
+
+def _symlink(target: str, path: str) -> None:
+    """A link in one rename, so that no moment is without one."""
+    folder, base = os.path.split(path)
+    draft = os.path.join(folder, f".{base}.new")
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(draft)
+    os.symlink(target, draft)
+    os.replace(draft, path)
+    _sync_folder(folder)
+
+
+_OTHERS = "a file of others"
+
+
+def _links(bin_dir: str, prefix: str) -> dict[str, str]:
+    return {os.path.join(bin_dir, name): os.path.join(prefix, _CURRENT, "bin", name) for name in PROGRAMS}
+
+
+def _link_found(path: str, prefix: str) -> str:
+    try:
+        target = os.readlink(path)
+    except FileNotFoundError:
+        return ""
+    except OSError:
+        return _OTHERS
+    return target if target.startswith(prefix.rstrip("/") + "/") else _OTHERS
+
+
+# An unprivileged process without network that does not outlive this one
+
+
+def _sandbox(account: Account, argv: list[str]) -> list[str]:
+    """
+    The words that run a command as an unprivileged user, with no network and no privilege to gain. When this process
+    dies, killed or not, the kernel kills the first of them, and with it everything in its PID namespace (unshare(1),
+    ``--kill-child``): no compiler is left that would write into the next run's files.
+    """
+    setpriv, unshare = _tool("setpriv", "util-linux"), _tool("unshare", "util-linux")
+    return [
+        *(setpriv, "--pdeathsig", "KILL", "--"),
+        *(unshare, "--pid", "--net", "--ipc", "--fork", "--kill-child", "--"),
+        *(setpriv, f"--reuid={account.uid}", f"--regid={account.gid}", "--clear-groups"),
+        *("--inh-caps=-all", "--bounding-set=-all", "--no-new-privs", "--"),
+        *argv,
+    ]
+
+
+def _sandbox_env(folder: str) -> dict[str, str]:
+    return {"PATH": "/usr/bin:/bin", "HOME": folder, "TMPDIR": folder, "LC_ALL": "C", "LANGUAGE": "C"}
+
+
+def _run_sandboxed(argv: list[str], account: Account, folder: str, timeout: float) -> dict[str, Any]:
+    answer = __salt__["cmd.run_all"](
+        _sandbox(account, argv),
+        python_shell=False,
+        cwd=folder,
+        env=_sandbox_env(folder),
+        clean_env=True,
+        ignore_retcode=True,
+        timeout=timeout,
+    )
+    if "unshare failed" in answer.get("stderr", ""):
+        raise CommandExecutionError(
+            f"This host does not let root make namespaces, in which Redis is built and tried ({answer['stderr']}): "
+            "a container needs the capability SYS_ADMIN for it"
+        )
+    return answer
+
+
+@contextlib.contextmanager
+def _scratch_folder(name: str, account: Account) -> Iterator[str]:
+    """A private folder of an unprivileged user, with a path short enough for sockets; the caller holds its lock."""
+    folder = os.path.join(_LOCK_DIR, f"scratch-{name}")
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.mkdir(folder, 0o700)
+        os.chown(folder, account.uid, account.gid)
+        yield folder
+    except OSError as err:
+        raise CommandExecutionError(f"Cannot work in {folder}: {err}") from err
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _scratch_boot(
+    binary: str, account: Account, folder: str, config: str = "", password: str = "", notify: bool = False
+) -> dict[str, Any]:
+    """
+    Start a server on a socket in a private folder, without network and data, and let it say what it is; with
+    ``notify`` it must also tell systemd, played by a socket of ours, that it is ready.
+
+    Returns INFO, and ``tls`` (is it compiled in?). Raises CommandExecutionError with Redis' last lines. The one process
+    here that cmd.run_all cannot run: it has to be talked to while it runs.
+    """
+    words = ["--port", "0", "--bind", "*", "--unixsocket", "s", "--unixsocketperm", "700", "--dir", folder]
+    words += ["--save", "", "--appendonly", "no", "--daemonize", "no", "--logfile", "", "--pidfile", ""]
+    words += ["--supervised", "systemd" if notify else "no"]
+    argv = _sandbox(account, [binary, *([config] if config else []), *words])
+    ready = os.path.join(folder, "n")
+    env = {**_sandbox_env(folder), **({"NOTIFY_SOCKET": ready} if notify else {})}
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as systemd,
+        tempfile.TemporaryFile() as output,
+    ):
+        systemd.bind(ready)
+        os.chown(ready, account.uid, account.gid)
+        systemd.settimeout(_REDIS_TIMEOUT)
+        process = subprocess.Popen(  # noqa: S603
+            argv, cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+        )
+        try:
+            info = _scratch_answer(process, os.path.join(folder, "s"), password)
+            if notify and not _told_ready(systemd):
+                raise CommandExecutionError("compiled with USE_SYSTEMD=yes, it does not tell systemd when it is ready:")
+            return info
+        except CommandExecutionError as err:
+            output.seek(0)
+            words = _last_lines(output.read().decode("utf-8", "replace"), _LAST_LINES)
+            raise CommandExecutionError(f"{err}\n{words}" if words else str(err)) from None
+        finally:
+            process.kill()
+            process.wait()
+
+
+def _scratch_answer(process: subprocess.Popen, path: str, password: str) -> dict[str, Any]:
+    redis = _redis_package()
+    until = time.monotonic() + _SCRATCH_BOOT
+    while not os.path.exists(path):
+        if process.poll() is not None:
+            raise CommandExecutionError(f"it ended with exit status {process.returncode}:")
+        if time.monotonic() > until:
+            raise CommandExecutionError(f"it did not listen within {_SCRATCH_BOOT:g} s:")
+        time.sleep(0.01)
+    client = _client(unix_socket_path=path, password=password)
+    try:
+        client.ping()
+        info = client.info("server") | client.info("memory")
+        return {**info, "tls": bool(client.config_get("tls-port"))}
+    except redis.RedisError as err:
+        raise CommandExecutionError(f"it does not answer: {err}:") from err
+    finally:
+        client.close()
+
+
+def _told_ready(systemd: socket.socket) -> bool:
+    try:
+        while b"READY=1" not in systemd.recv(4096).splitlines():
+            pass
+    except TimeoutError:
+        return False
+    return True
+
+
+# Config
+
+
+def _config_text(wish: dict[str, Any]) -> str:
+    lines = ["# Managed by Salt (formula redis_sidekiq): changes made here are undone by the next run."]
+    lines += [f"{name} {value}" for name, value in wish["directives"]]
+    if wish["password"]:
+        lines.append(f"requirepass {_quoted(wish['password'])}")
+    return "\n".join(lines) + "\n"
+
+
+def _quoted(text: str) -> str:
+    """A word as Redis reads it within double quotes (src/sds.c, sdssplitargs); bytes beyond ASCII as ``\\xHH``."""
+    plain = {ord('"'): '\\"', ord("\\"): "\\\\"}
+    return '"' + "".join(
+        plain.get(byte) or (chr(byte) if 32 <= byte < 127 else f"\\x{byte:02x}") for byte in text.encode()
+    ) + '"'
+
+
+def _unquoted(text: str) -> str:
+    """The first word of a value as Redis would read it, whoever wrote it."""
+    match = re.match(r"\"((?:[^\"\\]|\\.)*)\"|'((?:[^'\\]|\\.)*)'|(\S+)", text.strip())
+    if not match:
+        return ""
+    if match[3] is not None:
+        return match[3]
+    if match[2] is not None:
+        return match[2].replace("\\'", "'")
+    known = {"n": b"\n", "r": b"\r", "t": b"\t", "b": b"\b", "a": b"\a"}
+    data = re.sub(
+        rb"\\(?:x([0-9a-fA-F]{2})|(.))",
+        lambda found: bytes([int(found[1], 16)]) if found[1] else known.get(found[2].decode("latin-1"), found[2]),
+        match[1].encode(),
+    )
+    return data.decode("utf-8", "replace")
+
+
+def _password_in(text: str) -> str:
+    found = re.findall(r"^[ \t]*requirepass[ \t]+(.+)$", text, re.MULTILINE | re.IGNORECASE)
+    return _unquoted(found[-1]) if found else ""
+
+
+def _blot_lines(text: str) -> list[str]:
+    """A config's lines to show: those that hold a password without it, and without requirepass at all."""
+    shown = []
+    for line in text.splitlines():
+        word = line.split(maxsplit=1)[0].lower() if line.strip() else ""
+        if word != "requirepass":
+            shown.append(f"{word} ******" if word in _SECRET_LINES else line)
+    return shown
+
+
+def _blot(text: str, *passwords: str) -> str:
+    """A program's words without a password: as it is, as quoted, and in a line that Redis shows of its file."""
+    text = re.sub(r"(requirepass|masterauth)\s.*", r"\1 ******", text, flags=re.IGNORECASE)
+    for password in passwords:
+        for form in {password, _quoted(password), _quoted(password)[1:-1]}:
+            if password:
+                text = text.replace(form, "******")
+    return text
+
+
+def _missing_addresses(bind: list[str]) -> list[str]:
+    """Addresses that an instance must have and that this host does not."""
+    missing = []
+    for address in bind:
+        if address.startswith("-") or "*" in address:
+            continue
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        try:
+            with socket.socket(family, socket.SOCK_STREAM) as probe:
+                probe.bind((address, 0))
+        except OSError as err:
+            if err.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                missing.append(address)
+    return missing
+
+
+# Services and /proc
+
+
+def _booted_by_systemd() -> bool:
+    return os.path.isdir("/run/systemd/system")  # sd_booted(3)
+
+
+def _boot_links(unit: str, manager: str) -> list[str]:
+    """The links by which an instance starts at boot, and with an init script those by which it stops."""
+    if manager == "systemd":
+        link = os.path.join(_UNIT_DIR, "multi-user.target.wants", f"{unit}.service")
+        return [link] if os.path.lexists(link) else []
+    return sorted(glob.glob(os.path.join(_RC_LINKS, f"[SK][0-9][0-9]{unit}")))
+
+
+def _service_facts(wish: dict[str, Any], redis: dict[str, Any]) -> dict[str, Any]:
+    systemd = redis["service_manager"] == "systemd"
+    facts = _unit_facts(wish["unit"]) if systemd else _script_facts(wish)
+    program = os.path.realpath(_binary(redis["prefix"]))
+    facts.update(instance=wish["name"], manager=redis["service_manager"], build=_current(redis["prefix"]))
+    facts["started"], facts["program"] = _started(facts["pid"]), _program(facts["pid"])
+    facts["stale"] = []
+    if facts["pid"]:
+        if facts["program"] != program:
+            facts["stale"].append(f"it runs {facts['program']}, not {program}")
+        changed = _changed_since(facts["started"], [wish["config"], *facts.pop("files")])
+        if changed:
+            facts["stale"].append(f"changed: {', '.join(changed)}")
+    facts.pop("files", None)
+    return facts
+
+
+def _unit_facts(unit: str) -> dict[str, Any]:
+    """One ``systemctl show``."""
+    argv = [_tool("systemctl", "systemd"), "show", "--property=" + ",".join(_PROPERTIES), "--", f"{unit}.service"]
+    answer = __salt__["cmd.run_all"](argv, python_shell=False, env={"LC_ALL": "C"}, ignore_retcode=True)
+    if answer["retcode"] != 0:
+        raise CommandExecutionError(f"systemd does not answer about {unit}: {answer['stderr'] or answer['stdout']}")
+    found = dict(line.split("=", 1) for line in answer["stdout"].splitlines() if "=" in line)
+    known = found.get("DropInPaths", "").split()
+    new = [path for path in _drop_ins(unit) if path not in known]
+    return {
+        "unit": unit,
+        "loaded": found.get("LoadState") == "loaded",
+        "enabled": found.get("UnitFileState") == "enabled",
+        "active": found.get("ActiveState", ""),
+        "result": found.get("Result", ""),
+        "pid": int(found.get("MainPID") or 0),
+        # systemd 252 does not see a new drop-in before a daemon-reload, NeedDaemonReload or not.
+        "needs_reload": found.get("NeedDaemonReload") == "yes" or bool(new),
+        "files": [os.path.join(_UNIT_DIR, f"{unit}.service"), *known, *new],
+    }
+
+
+def _drop_ins(unit: str) -> list[str]:
+    """The administrator's own settings for a unit (systemctl edit), as they are on disk."""
+    return sorted(glob.glob(os.path.join(_UNIT_DIR, f"{unit}.service.d", "*.conf")))
+
+
+def _script_facts(wish: dict[str, Any]) -> dict[str, Any]:
+    """The init script's pid file, and whether that process is one of Redis; no process is started to ask."""
+    script = os.path.join(_INIT_DIR, wish["unit"])
+    pid = 0
+    with contextlib.suppress(OSError, ValueError):
+        with open(_pid_file(wish), encoding="ascii") as stream:
+            pid = int(stream.read())
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as stream:
+            pid = pid if stream.read().startswith("redis-server") else 0
+    if pid and _started(pid) is None:
+        pid = 0
+    return {
+        "unit": wish["unit"],
+        "loaded": os.access(script, os.X_OK),
+        "enabled": any(os.path.basename(link).startswith("S") for link in _boot_links(wish["unit"], "sysv")),
+        "active": "active" if pid else "inactive",
+        "result": "",
+        "pid": pid,
+        "needs_reload": False,
+        "files": [script],
+    }
+
+
+def _pid_file(wish: dict[str, Any]) -> str:
+    return f"/run/redis/{wish['name']}.pid"
+
+
+def _started(pid: int) -> float | None:
+    """When a process was started (epoch s). Field 22 of proc_pid_stat(5): ticks since boot, suspended time included."""
+    if not pid:
+        return None
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as handle:
+            fields = handle.read().rsplit(")", 1)[1].split()
+    except (OSError, IndexError):
+        return None
+    if fields[0] in "ZX":
+        return None
+    boot = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    return round(boot + int(fields[19]) / os.sysconf("SC_CLK_TCK"), 2)
+
+
+def _program(pid: int) -> str:
+    try:
+        return os.readlink(f"/proc/{pid}/exe") if pid else ""
+    except OSError:
+        return ""
+
+
+def _changed_since(started: float | None, files: list[str]) -> list[str]:
+    """
+    The files that changed after the process was started. A time in the future says nothing (the clock was set back, or
+    the file came from elsewhere): taking it for a change would restart the server in every run.
+    """
+    changed = []
+    for path in files if started is not None else []:
+        with contextlib.suppress(OSError):
+            if started + _TICK < os.stat(path).st_mtime <= time.time():
+                changed.append(path)
+    return changed
+
+
+def _ready_to_start(wish: dict[str, Any], redis: dict[str, Any]) -> dict[str, Any]:
+    """The instance's facts, once it is sure that stopping it could be followed by a start."""
+    facts = _service_facts(wish, redis)
+    if facts["needs_reload"]:
+        reload_manager()
+        facts = _service_facts(wish, redis)
+    if not facts["loaded"]:
+        raise CommandExecutionError(f"{wish['unit']} is not on this host or masked: apply redis_sidekiq.redis first")
+    for path in (wish["config"], _binary(redis["prefix"])):
+        if not os.path.exists(path):
+            raise CommandExecutionError(f"There is no {path}: apply redis_sidekiq.redis first")
+    return facts
+
+
+def _launch(record: dict[str, Any], wish: dict[str, Any], redis: dict[str, Any], old: dict[str, Any]) -> None:
+    """Start, and prove that a new process serves."""
+    with _step(record, "snapshot"):
+        _refuse_unread_snapshot(wish)
+    begun = time.time()
+    with _step(record, "start"):
+        _start(wish, redis, old, begun)
+    with _step(record, "prove"):
+        record["new"] = _prove(wish, redis, old, begun)
+
+
+def _land(record: dict[str, Any], wish: dict[str, Any], redis: dict[str, Any], old: dict[str, Any]) -> list[str]:
+    """Bring the data to safety, then stop; returns what there is to say about it."""
+    with _step(record, "safety"):
+        keys, notes, undo = _make_safe(wish, old) if old["pid"] else (None, [], None)
+    record["keys"] = keys
+    with _step(record, "stop"):
+        try:
+            _stop(wish, redis)
+        except CommandExecutionError:
+            if undo:
+                undo()
+            raise
+    return notes
+
+
+def _start(wish: dict[str, Any], redis: dict[str, Any], old: dict[str, Any], asked: float) -> None:
+    """Start, and say why it did not: systemd waits for READY=1, the init script for the process to stay."""
+    try:
+        if redis["service_manager"] == "systemd":
+            if old["result"] == "start-limit-hit":
+                argv = [_tool("systemctl", "systemd"), "reset-failed", "--", f"{wish['unit']}.service"]
+                _run(argv, "cannot be started again", wish["unit"])
+            __salt__["service.start"](f"{wish['unit']}.service")
+        else:
+            _run([os.path.join(_INIT_DIR, wish["unit"]), "start"], "did not start", wish["unit"])
+    except CommandExecutionError as err:
+        raise CommandExecutionError(f"{wish['unit']} did not start{_last_words(wish, redis, asked)}") from err
+
+
+def _stop(wish: dict[str, Any], redis: dict[str, Any]) -> None:
+    """Stop by SIGTERM; the service manager waits, and does not kill before it has waited long."""
+    try:
+        if redis["service_manager"] == "systemd":
+            __salt__["service.stop"](f"{wish['unit']}.service")
+        else:
+            _run([os.path.join(_INIT_DIR, wish["unit"]), "stop"], "did not stop", wish["unit"])
+    except CommandExecutionError as err:
+        raise CommandExecutionError(f"{wish['unit']} did not stop: {err}") from err
+    facts = _service_facts(wish, redis)
+    if facts["active"] not in ("inactive", "failed"):
+        raise CommandExecutionError(f"{wish['unit']} did not stop, it is {facts['active']}")
+    if facts["result"] == "timeout":
+        log.warning("%s was killed after its stop timeout of %g s", wish["unit"], _STOP)
+
+
+def _prove(wish: dict[str, Any], redis: dict[str, Any], old: dict[str, Any], begun: float) -> dict[str, Any]:
+    """The new process: another one than before, of the current build, that answers and has loaded its data."""
+    facts = _service_facts(wish, redis)
+    if facts["active"] != "active" or not facts["pid"] or facts["pid"] == old["pid"]:
+        words = _last_words(wish, redis, begun)
+        raise CommandExecutionError(f"{wish['unit']} is {facts['active']} after its start{words}")
+    until, quiet_until = time.monotonic() + _LOADING, time.monotonic() + _SCRATCH_BOOT
+    while True:
+        facts["info"], facts["info_error"] = _info(wish)
+        info = facts["info"]
+        if info and info.get("loading") == 0:
+            break
+        gone = _started(facts["pid"]) is None
+        if gone or time.monotonic() > (until if info else quiet_until):
+            what = "ended" if gone else "is still loading" if info else f"does not answer: {facts['info_error']}"
+            raise CommandExecutionError(f"{wish['unit']}, pid {facts['pid']}, {what}{_last_words(wish, redis, begun)}")
+        time.sleep(0.1)
+    if info.get("process_id") != facts["pid"]:
+        raise CommandExecutionError(
+            f"Port {wish['port']} is answered by process {info.get('process_id')}, not by {wish['unit']} "
+            f"(pid {facts['pid']}): stop the other server"
+        )
+    if facts["stale"]:
+        raise CommandExecutionError(f"{wish['unit']} was started anew, and still {'; '.join(facts['stale'])}")
+    return facts
+
+
+def _last_words(wish: dict[str, Any], redis: dict[str, Any], since: float) -> str:
+    """What the server said last, as the end of a sentence."""
+    if redis["service_manager"] == "systemd":
+        place, lines = f"journalctl --unit={wish['unit']}", _journal(wish["unit"], since)
+    else:
+        place = _wished(wish, "logfile", "")
+        lines = _tail(place)
+    if not lines:
+        return f"; its log says nothing: {place}"
+    return f"; its log ends with:\n{_blot(chr(10).join(lines), wish['password'])}"
+
+
+def _journal(unit: str, since: float) -> list[str]:
+    argv = [salt.utils.path.which("journalctl") or "journalctl", "--no-pager", "--output=cat"]
+    argv += [f"--lines={_LAST_LINES}", f"--unit={unit}.service", f"--since=@{since:.3f}"]
+    answer = __salt__["cmd.run_all"](argv, python_shell=False, ignore_retcode=True, timeout=20, output_loglevel="quiet")
+    return [line for line in answer["stdout"].splitlines() if line.strip()]
+
+
+def _tail(path: str) -> list[str]:
+    try:
+        with open(path, "rb") as stream:
+            stream.seek(max(os.fstat(stream.fileno()).st_size - 65536, 0))
+            text = stream.read().decode("utf-8", "replace")
+    except OSError:
+        return []
+    return _last_lines(text, _LAST_LINES).splitlines()
+
+
+# Data
+
+
+def _make_safe(wish: dict[str, Any], old: dict[str, Any]) -> tuple[int | None, list[str], Any]:
+    """
+    Bring a running server's data to where the next start looks for them (src/server.c, loadDataFromDisk: with AOF on
+    it reads the AOF and nothing else). Returns the number of keys, what there is to say, and how to take back what was
+    changed should the server not stop.
+    """
+    redis = _redis_package()
+    client = _connect(wish)
+    if client is None:
+        return _make_safe_unasked(wish, old)
+    try:
+        info = _wait_until_idle(client, wish)
+        aof_next = _wished(wish, "appendonly", "no").lower() == "yes"
+        aof_now = client.config_get("appendonly").get("appendonly") == "yes"
+        notes, undo = [], None
+        _same_places(client, wish)
+        if not aof_next and info.get("rdb_last_bgsave_status") != "ok":
+            raise CommandExecutionError(
+                f"{wish['unit']} could not write its last snapshot, so a stop could lose keys: look into its log and "
+                f"at the space in {wish['dir']}"
+            )
+        if aof_now and aof_next and info.get("aof_last_write_status") != "ok":
+            raise CommandExecutionError(
+                f"{wish['unit']} could not write to its AOF, so a stop would lose keys: look into its log and at the "
+                f"space in {wish['dir']}"
+            )
+        if aof_next and not aof_now:
+            client.config_set("appendonly", "yes")
+            info = _wait_until_idle(client, wish)
+            if info.get("aof_enabled") != 1 or info.get("aof_last_bgrewrite_status") != "ok":
+                raise CommandExecutionError(f"{wish['unit']} could not write its first AOF: look into its log")
+            notes.append("its keys were written to an AOF before")
+        elif not aof_next and not client.config_get("save").get("save"):
+            # With a point to save at, the server writes a snapshot when it is told to end, however old the last is.
+            client.config_set("save", "86400 1")
+            notes.append("its keys were written to a snapshot at its end, since it saves nowhere else")
+
+            def undo() -> None:
+                with contextlib.suppress(redis.RedisError):
+                    client.config_set("save", "")
+
+        return _keys(client), notes, undo
+    except redis.RedisError as err:
+        raise CommandExecutionError(
+            f"{wish['unit']} cannot be asked to save its data, so it was not stopped: {err}"
+        ) from err
+
+
+def _make_safe_unasked(wish: dict[str, Any], old: dict[str, Any]) -> tuple[None, list[str], None]:
+    """A server that takes no password known here. One that writes an AOF which the next start reads is safe to stop."""
+    folder = f"/proc/{old['pid']}/fd"
+    open_files = []
+    with contextlib.suppress(OSError):
+        for handle in os.listdir(folder):
+            with contextlib.suppress(OSError):
+                open_files.append(os.readlink(os.path.join(folder, handle)))
+    writes_aof = any(path.startswith(wish["dir"] + "/") and ".aof" in path for path in open_files)
+    if writes_aof and _wished(wish, "appendonly", "no").lower() == "yes":
+        return None, ["it took no password known here, but wrote an AOF"], None
+    raise CommandExecutionError(
+        f"{wish['unit']} runs with another password than that of the settings and of {wish['config']}, so it cannot be "
+        "asked to save its data and was not stopped. Tell it the new one (CONFIG SET requirepass), then run again"
+    )
+
+
+def _wait_until_idle(client: Any, wish: dict[str, Any]) -> dict[str, Any]:
+    until = time.monotonic() + _BUSY
+    busy_with = ("loading", "rdb_bgsave_in_progress", "aof_rewrite_in_progress", "aof_rewrite_scheduled")
+    while True:
+        info = client.info("persistence")
+        busy = [name for name in busy_with if info.get(name)]
+        if not busy:
+            return info
+        if time.monotonic() > until:
+            raise CommandExecutionError(
+                f"{wish['unit']} was busy for {_BUSY:g} s ({', '.join(busy)}), so it was not stopped; run again later"
+            )
+        time.sleep(0.2)
+
+
+def _same_places(client: Any, wish: dict[str, Any]) -> None:
+    """A server that is told another file name for its data starts without them."""
+    moved = []
+    for name, default in {"dir": wish["dir"], **_PLACES}.items():
+        found, wished = client.config_get(name).get(name), _wished(wish, name, default)
+        if found is not None and os.path.realpath(found) != os.path.realpath(wished):
+            moved.append(f"{name} is {found!r} and would be {wished!r}")
+    if moved:
+        raise CommandExecutionError(
+            f"{wish['unit']} would not find its data after a restart: {'; '.join(moved)}. Stop it, move the files and "
+            "start it by hand, or leave the name as it is"
+        )
+
+
+def _refuse_unread_snapshot(wish: dict[str, Any]) -> None:
+    """With AOF on and no AOF there, Redis starts empty, and its next snapshot replaces the one that has the keys."""
+    if _wished(wish, "appendonly", "no").lower() != "yes":
+        return
+    places = {name: os.path.join(wish["dir"], _wished(wish, name, default)) for name, default in _PLACES.items()}
+    with contextlib.suppress(OSError):
+        snapshot = os.path.getsize(places["dbfilename"])
+        if snapshot and not os.path.exists(places["appendfilename"]) and not os.path.exists(places["appenddirname"]):
+            raise CommandExecutionError(
+                f"{places['dbfilename']} has data and there is no AOF: with appendonly on, Redis would start empty and "
+                f"overwrite it. Run once with appendonly: false for the instance {wish['name']}, then with true"
+            )
+
+
+def _keys(client: Any) -> int:
+    return sum(facts["keys"] for facts in client.info("keyspace").values())
+
+
+def _info(wish: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
+    """INFO, and why there is none."""
+    redis = _redis_package()
+    client = _connect(wish)
+    if client is None:
+        return None, "it takes no password known here"
+    try:
+        return client.info(), ""
+    except redis.RedisError as err:
+        return None, f"{type(err).__name__}: {_blot(str(err), wish['password'])}"
+    finally:
+        client.close()
+
+
+def _connect(wish: dict[str, Any]) -> Any:
+    """
+    A client that got in, or one that nobody answers yet. With the password of the settings; with the one that the file
+    had before, for a server that runs since; without one. None: the server takes none of them.
+    """
+    redis = _redis_package()
+    before = __context__.get("redis_server.passwords", {}).get(wish["name"], "")
+    for password in dict.fromkeys((wish["password"], before, "")):
+        client = _client(host=_host(wish["bind"]), port=wish["port"], password=password)
+        try:
+            client.ping()
+        except redis.AuthenticationError:
+            client.close()
+            continue
+        except redis.RedisError as err:
+            if str(err).startswith("NOAUTH"):
+                client.close()
+                continue
+        return client
+    return None
+
+
+def _host(bind: list[str]) -> str:
+    """How this host reaches an instance: loopback where it listens there, else the first address that it must have."""
+    reach = {"*": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::*": "::1", "::": "::1"}
+    addresses = [address.lstrip("-") for address in sorted(bind, key=lambda address: address.startswith("-"))]
+    addresses = [reach.get(address, address) for address in addresses]
+    loopback = [address for address in addresses if address.startswith("127.") or address == "::1"]
+    return [*loopback, *addresses][0]
+
+
+def _redis_package() -> Any:
+    try:
+        import redis  # late: it costs 0.04 s, and it may have been installed by this very run
+    except ImportError:
+        raise CommandExecutionError("Salt's Python has no package redis: apply redis_sidekiq.packages first") from None
+    return redis
+
+
+def _client(password: str, **place: Any) -> Any:
+    redis = _redis_package()
+    return redis.Redis(
+        **place,
+        password=password or None,
+        decode_responses=True,
+        encoding_errors="replace",
+        socket_timeout=_REDIS_TIMEOUT,
+        **({} if "unix_socket_path" in place else {"socket_connect_timeout": _REDIS_TIMEOUT}),
+        # The client's own way is to try again for seconds; here the caller knows what to wait for.
+        retry=redis.retry.Retry(redis.backoff.NoBackoff(), 0),
+    )
+
+
+# The procedure and its record
+
+
+@contextlib.contextmanager
+def _procedure(wish: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """
+    One act on one instance at a time, with a record of its steps. What fails inside is told by the record, so that it
+    reaches the caller with the steps that were done; an error of the caller's is raised.
+    """
+    record = {"instance": wish["name"], "result": False, "comment": "", "old": {}, "new": {}, "steps": []}
+    try:
+        with _step(record, "lock"):
+            # Another call may be in the middle of a whole stop and start.
+            lock = _lock(wish["unit"], _BUSY + _STOP + _LOADING)
+        with lock:
+            yield record
+    except CommandExecutionError as err:
+        record["result"] = False
+        record["comment"] = str(err)
+
+
+@contextlib.contextmanager
+def _step(record: dict[str, Any], name: str) -> Iterator[None]:
+    begun = time.monotonic()
+    try:
+        yield
+    finally:
+        record["steps"].append({"step": name, "seconds": round(time.monotonic() - begun, 3)})
+
+
+def _done(record: dict[str, Any], comment: str, new: dict[str, Any]) -> dict[str, Any]:
+    lost = record.pop("keys", None) and new.get("info") is not None and not _counted(new["info"])
+    record.update(result=not lost, comment=comment, new=new)
+    if lost:
+        record["comment"] += "; but it had keys before and has none now: look into its log and its data folder"
+    return record
+
+
+def _counted(info: dict[str, Any]) -> int:
+    return sum(facts["keys"] for name, facts in info.items() if re.fullmatch(r"db\d+", name))
+
+
+def _lock(name: str, budget: float) -> Any:
+    """A lock that the kernel lets go of when its holder dies, whatever killed it."""
+    try:
+        os.makedirs(_LOCK_DIR, mode=0o755, exist_ok=True)
+        handle = open(os.path.join(_LOCK_DIR, f"{name}.lock"), "w", encoding="ascii")  # noqa: SIM115
+    except OSError as err:
+        raise CommandExecutionError(f"Cannot lock {name} in {_LOCK_DIR}: {err.strerror}") from err
+    until = time.monotonic() + budget
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return handle
+        except BlockingIOError:
+            if time.monotonic() > until:
+                handle.close()
+                raise CommandExecutionError(
+                    f"Another call has been at work on {name} for more than {budget:.0f} s: look for it with "
+                    "`salt-call saltutil.running`"
+                ) from None
+            time.sleep(0.1)
+
+
+# Commands and files
+
+
+def _tool(name: str, package: str) -> str:
+    found = salt.utils.path.which(name)
+    if not found:
+        raise CommandExecutionError(f"{name} is not on this host: install the package {package} first")
+    return found
+
+
+def _run(argv: list[str], failed: str, subject: str) -> str:
+    """A command's output; its own words when it fails."""
+    answer = __salt__["cmd.run_all"](argv, python_shell=False, env={"LC_ALL": "C"}, ignore_retcode=True)
+    if answer["retcode"] != 0:
+        words = (answer["stderr"] or answer["stdout"] or f"exit status {answer['retcode']}").strip()
+        raise CommandExecutionError(f"{subject} {failed}: {words}")
+    return answer["stdout"]
+
+
+def _last_lines(text: str, count: int) -> str:
+    return "\n".join([line for line in text.splitlines() if line.strip()][-count:])
+
+
+@contextlib.contextmanager
+def _failing(sentence: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as err:
+        raise CommandExecutionError(f"{sentence}: {err}") from err
+
+
+def _file_facts(name: str) -> dict[str, str]:
+    """A file's text, mode and owner; {} when there is none."""
+    try:
+        with open(name, encoding="utf-8", errors="replace", newline="") as handle:
+            text, info = handle.read(), os.fstat(handle.fileno())
+    except FileNotFoundError:
+        return {}
+    except OSError as err:
+        raise CommandExecutionError(f"Cannot read {name}: {err.strerror}") from err
+    try:
+        owner = f"{pwd.getpwuid(info.st_uid).pw_name}:{grp.getgrgid(info.st_gid).gr_name}"
+    except KeyError:
+        owner = f"{info.st_uid}:{info.st_gid}"
+    return {"text": text, "mode": f"{stat.S_IMODE(info.st_mode):04o}", "owner": owner}
+
+
+def _write(name: str, text: str, mode: int, gid: int) -> None:
+    """A whole file or none: written beside its place, on the disk before it takes the place."""
+    folder, base = os.path.split(name)
+    draft = os.path.join(folder, f".{base}.new")
+    with _failing(f"Cannot write {name}"):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(draft)
+        handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        with open(handle, "w", encoding="utf-8", newline="") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fchown(handle, 0, gid)
+            os.fchmod(handle, mode)
+            os.fsync(handle)
+        os.replace(draft, name)
+        _sync_folder(folder)
+
+
+def _sync_folder(folder: str) -> None:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,477 @@
+"""
+Redis as the pillar wants it: built from a verified tarball, configured, running the current build with that config.
+
+Each state asks, compares, says what would change, acts, and asks again; how to ask and to act is in the execution
+module of the same name.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from salt.exceptions import CommandExecutionError, SaltInvocationError
+
+if TYPE_CHECKING:
+    __opts__: dict[str, Any] = {}
+    __salt__: dict[str, Any] = {}
+
+_ERRORS = (CommandExecutionError, SaltInvocationError)
+
+
+def client_installed(name: str) -> dict[str, Any]:
+    """
+    The Python that runs Salt has the package ``redis``, in a version that Salt's Redis modules work with.
+
+    name
+        Anything; a sentence.
+
+    Example:
+
+    .. code-block:: yaml
+
+        Salt has a client for Redis:
+          redis_server.client_installed: []
+    """
+    ret = _ret(name)
+    try:
+        facts = __salt__["redis_server.client"]()
+        if facts["suits"]:
+            return _same(ret, f"Salt's Python has the package redis {facts['version']}")
+        ret["changes"] = {"redis": {"old": facts["version"], "new": facts["wanted"]}}
+        if __opts__["test"]:
+            return _would(ret, f"{facts['wanted']} would be installed for Salt's Python by pip")
+        __salt__["redis_server.client_install"]()
+        after = __salt__["redis_server.client"]()
+        if not after["suits"]:
+            return _failed(ret, f"pip did its work, and Salt's Python has redis {after['version'] or 'not'} all the same")
+        ret["changes"]["redis"]["new"] = after["version"]
+        return _changed(ret, f"The package redis {after['version']} was installed for Salt's Python")
+    except _ERRORS as err:
+        return _failed(ret, str(err))
+
+
+def built(
+    name: str,
+    source: str,
+    source_hash: str,
+    prefix: str = "/opt/redis",
+    user: str = "redis-build",
+    jobs: int = 1,
+    malloc: str = "jemalloc",
+    tls: bool = False,
+    systemd: bool = True,
+) -> dict[str, Any]:
+    """
+    A release of Redis is compiled, was started once to see that it is what was asked for, and is the current build.
+
+    A build that is there is only made current, so that the way back to an earlier release takes no compiler.
+
+    name
+        The release, such as ``8.0.6``.
+    source
+        Where the tarball is: ``https://``, ``http://``, ``salt://``, ``file://`` or an absolute path. One on this host
+        is looked at under ``test=True`` too.
+    source_hash
+        The tarball's digest, ``sha256=HEX``; verified before it is unpacked.
+    prefix
+        Folder that holds the builds.
+    user
+        Unprivileged user who compiles.
+    jobs
+        Compilers at a time.
+    malloc
+        ``jemalloc`` or ``libc``.
+    tls, systemd
+        What is compiled in (bool); a ``Type=notify`` unit needs ``systemd``.
+
+    Example:
+
+    .. code-block:: yaml
+
+        Redis 8.0.6 is built and in place:
+          redis_server.built:
+            - name: 8.0.6
+            - source: salt://files/redis-8.0.6.tar.gz
+            - source_hash: sha256=6d0a9913887a4972536f9da226f1575859c34d86354129163260a5f9c6bd4229
+    """
+    ret = _ret(name)
+    name = str(name)
+    what = {"prefix": prefix, "malloc": malloc, "tls": tls, "systemd": systemd}
+    try:
+        facts = __salt__["redis_server.build_facts"](name, source_hash, **what)
+        ret["changes"] = _built_changes(facts)
+        if not ret["changes"]:
+            return _same(ret, f"{facts['build']} is the current build")
+        if __opts__["test"]:
+            found = "" if facts["present"] else __salt__["redis_server.source_check"](source, source_hash)
+            return _would(ret, "; ".join(filter(None, [_built_plan(facts), found])))
+        record = __salt__["redis_server.build"](name, source, source_hash, user=user, jobs=jobs, **what)
+        left = _built_changes(__salt__["redis_server.build_facts"](name, source_hash, **what))
+        if left:
+            return _failed(ret, f"{facts['build']} was built, and is still not in place: {', '.join(sorted(left))}")
+        return _changed(ret, _built_sentence(facts, record))
+    except _ERRORS as err:
+        return _failed(ret, str(err))
+
+
+def builds_absent(name: str) -> dict[str, Any]:
+    """
+    A prefix holds no build of Redis, and is gone unless it holds files of others.
+
+    name
+        Path of the prefix.
+
+    Example:
+
+    .. code-block:: yaml
+
+        Redis' builds are gone:
+          redis_server.builds_absent:
+            - name: /opt/redis
+    """
+    ret = _ret(name)
+    try:
+        facts = __salt__["redis_server.prefix_facts"](name)
+        if not facts["there"]:
+            return _same(ret, f"{name} is not there")
+        if facts["others"] and not facts["ours"]:
+            return _same(ret, f"{name} stays, it holds {', '.join(facts['others'])}")
+        ret["changes"] = {"removed": facts["ours"] or name}
+        if __opts__["test"]:
+            return _would(ret, f"{', '.join(facts['ours']) or name} would be removed")
+        __salt__["redis_server.builds_remove"](name)
+        after = __salt__["redis_server.prefix_facts"](name)
+        if after["ours"] or (after["there"] and not after["others"]):
+            return _failed(ret, f"{name} still holds {', '.join(after['ours']) or 'nothing, but is there'}")
+        stays = f"; {name} stays, it holds {', '.join(after['others'])}" if after["there"] else ""
+        return _changed(ret, f"Redis' builds were removed{stays}")
+    except _ERRORS as err:
+        return _failed(ret, str(err))
+
+
+def linked(name: str, prefix: str = "/opt/redis") -> dict[str, Any]:
+    """
+    Redis' programs lie in a folder of the search path, as links to the current build.
+
+    name
+        Path of the folder.
+    prefix
+        Folder that holds the builds.
+
+    Example:
+
+    .. code-block:: yaml
+
+        The programs of Redis are in /usr/local/bin:
+          redis_server.linked:
+            - name: /usr/local/bin
+    """
+    ret = _ret(name)
+    try:
+        ret["changes"] = __salt__["redis_server.links"](name, prefix)
+        if not ret["changes"]:
+            return _same(ret, f"{name} has the links to the current build of Redis")
+        if __opts__["test"]:
+            return _would(ret, f"{', '.join(ret['changes'])} would be linked")
+        __salt__["redis_server.link"](name, prefix)
+        left = __salt__["redis_server.links"](name, prefix)
+        if left:
+            return _failed(ret, f"{', '.join(left)} still differ")
+        return _changed(ret, f"{', '.join(ret['changes'])} were linked")
+    except _ERRORS as err:
+        return _failed(ret, str(err))
+
+
+def unlinked(name: str, prefix: str = "/opt/redis") -> dict[str, Any]:
+    """
+    A folder has no links to Redis' programs in a prefix; links and files of others stay.
+
+    name
+        Path of the folder.
+    prefix
+        Folder that holds the builds.
+
+    Example:
+
+    .. code-block:: yaml
+
+        The programs of Redis are gone from /usr/local/bin:
+          redis_server.unlinked:
+            - name: /usr/local/bin
+    """
+    ret = _ret(name)
+    try:
+        found = __salt__["redis_server.linked"](name, prefix)
+        if not found:
+            return _same(ret, f"{name} has no link into {prefix}")
+        ret["changes"] = {"removed": found}
+        if __opts__["test"]:
+            return _would(ret, f"{', '.join(found)} would be removed")
+        __salt__["redis_server.unlink"](name, prefix)
+        left = __salt__["redis_server.linked"](name, prefix)
+        if left:
+            return _failed(ret, f"{', '.join(left)} are still there")
+        return _changed(ret, f"{', '.join(found)} were removed")
+    except _ERRORS as err:
+        return _failed(ret, str(err))
+
+
+def config(name: str, instance: str) -> dict[str, Any]:
+    """
+    An instance's redis.conf is as the settings say, and the current build starts with it.
+
+    The text comes from the settings, password included; changes never show one. A file that Redis refuses never lands.
+    Under ``test=True`` it is judged too, once the build that it is for is current.
+
+    name
+        Path of the file.
+    instance
+        Name of the instance in the settings: its port.
+
+    Example:
+
+    .. code-block:: yaml
+
+        Redis instance 6379 has its config:
+          redis_server.config:
+            - name: /etc/redis/6379.conf
+            - instance: '6379'
+    """
+    ret = _ret(name)
+    instance = str(instance)
+    try:
+        ret["changes"] = __salt__["redis_server.config_diff"](name, instance)
+        if not ret["changes"]:
+            return _same(ret, f"{name} is as the settings say")
+        if __opts__["test"]:
+            return _would(ret, f"{name} would be written; {__salt__['redis_server.config_check'](instance)}")
+        sentence = __salt__["redis_server.config_write"](name, instance)
+        left = __salt__["redis_server.config_diff"](name, instance)
+        if left:
+            return _failed(ret, f"{name} was written and still differs in {', '.join(sorted(left))}")
+        return _changed(ret, f"{name} was written; {sentence}")
+    except _ERRORS as err:
+        return _failed(ret, str(err))
+
+
+def running(name: str) -> dict[str, Any]:
+    """
+    An instance is enabled at boot and serves: the current build, started after its config and unit last changed.
+
+    If not, one restart: when no load, snapshot or rewrite is under way, and without losing a key.
+
+    name
+        Name of the instance in the settings: its port.
+
+    Example:
+
+    .. code-block:: yaml
+
+        Redis instance 6379 serves:
+          redis_server.running:
+            - name: '6379'
+            - watch:
+              - redis_server: /etc/redis/6379.conf
+    """
+    ret = _ret(name)
+    name = str(name)
+    try:
+        facts = __salt__["redis_server.status"](name)
+        ret["changes"] = _running_changes(facts)
+        if __opts__["test"] and ret["changes"]:
+            return _would(ret, f"{facts['unit']} would be {_running_reason(ret['changes'])}")
+        trouble = _running_trouble(facts)
+        if trouble and not ret["changes"]:
+            return _failed(ret, trouble)
+        if not ret["changes"]:
+            return _same(ret, f"{facts['unit']} serves, pid {facts['pid']}")
+        record = _make_run(name, facts)
+        if not record.get("result", True):
+            return _failed(ret, record["comment"])
+        after = __salt__["redis_server.status"](name)
+        if _running_changes(after):
+            return _failed(ret, f"{after['unit']} is still to be {_running_reason(_running_changes(after))}")
+        if _running_trouble(after):
+            return _failed(ret, _running_trouble(after))
+        if facts["pid"] != after["pid"]:
+            ret["changes"]["pid"] = {"old": facts["pid"], "new": after["pid"]}
+        return _changed(ret, record.get("comment") or f"{after['unit']} serves, pid {after['pid']}")
+    except _ERRORS as err:
+        return _failed(ret, str(err))
+
+
+def mod_watch(name: str, sfun: str = "running", **kwargs: Any) -> dict[str, Any]:
+    """
+    What a watched change does: :func:`running` again, which restarts a server that is older than its files or build.
+
+    In a real run that has happened by now. Under ``test=True`` the files are as they were, so only the watch knows that
+    a restart would follow; the run says so.
+
+    Example:
+
+    .. code-block:: yaml
+
+        Redis instance 6379 serves:
+          redis_server.running:
+            - name: '6379'
+            - watch:
+              - redis_server: /etc/redis/6379.conf
+    """
+    if sfun != "running":
+        return _failed(_ret(name), f"redis_server.{sfun} cannot watch")
+    ret = running(name)
+    if not __opts__["test"] or ret["result"] is not True:
+        return ret
+    ret["changes"] = {"restarted because": {"old": "", "new": "something that it watches would change"}}
+    return _would(ret, f"Redis instance {name} would be restarted, because something that it watches would change")
+
+
+def service_absent(name: str, manager: str) -> dict[str, Any]:
+    """
+    A service manager does not know an instance: it is stopped with care for its data, and its unit or script is gone.
+
+    name
+        Name of the instance in the settings: its port.
+    manager
+        ``systemd`` or ``sysv``.
+
+    Example:
+
+    .. code-block:: yaml
+
+        Redis instance 6379 has no init script:
+          redis_server.service_absent:
+            - name: '6379'
+            - manager: sysv
+    """
+    ret = _ret(name)
+    name = str(name)
+    try:
+        found = __salt__["redis_server.service_files"](name, manager)
+        if not found:
+            return _same(ret, f"{manager} knows nothing of Redis instance {name}")
+        ret["changes"] = {"removed": found}
+        if __opts__["test"]:
+            return _would(ret, f"Redis instance {name} would be stopped, and {', '.join(found)} removed")
+        sentence = __salt__["redis_server.service_remove"](name, manager)
+        left = __salt__["redis_server.service_files"](name, manager)
+        if left:
+            return _failed(ret, f"{', '.join(left)} are still there")
+        return _changed(ret, f"{sentence}; {', '.join(found)} were removed")
+    except _ERRORS as err:
+        return _failed(ret, str(err))
+
+
+# --- below: comparing and saying -------------------------------------------------------------------------------------
+
+
+def _built_changes(facts: dict[str, Any]) -> dict[str, Any]:
+    changes: dict[str, Any] = {}
+    if not facts["present"]:
+        changes["built"] = facts["build"]
+    if facts["current"] != facts["build"]:
+        changes["current"] = {"old": facts["current"], "new": facts["build"]}
+    if facts["leftovers"]:
+        changes["removed"] = facts["leftovers"]
+    return changes
+
+
+def _built_plan(facts: dict[str, Any]) -> str:
+    plan = []
+    if not facts["present"]:
+        plan.append(f"{facts['build']} would be compiled")
+    if facts["current"] != facts["build"]:
+        plan.append(f"{facts['build']} would be the current build")
+    if facts["leftovers"]:
+        plan.append(f"{', '.join(facts['leftovers'])}, left behind by a run that was cut off, would be removed")
+    return "; ".join(plan)
+
+
+def _built_sentence(facts: dict[str, Any], record: dict[str, Any]) -> str:
+    said = []
+    if record["compiled"]:
+        said.append(f"{record['build']} was compiled in {record['seconds']:.0f} s")
+    if record["old"] != record["current"]:
+        said.append(f"{record['build']} is the current build now" + (f", after {record['old']}" if record["old"] else ""))
+    if facts["leftovers"]:
+        said.append("what a run that was cut off left behind was removed")
+    return "; ".join(said) or f"Another run put {record['build']} in place"
+
+
+def _running_changes(facts: dict[str, Any]) -> dict[str, Any]:
+    changes: dict[str, Any] = {}
+    if not facts["loaded"]:
+        changes["loaded"] = {"old": False, "new": True}
+    elif facts["needs_reload"]:
+        changes["unit"] = {"old": "an older one is loaded", "new": "as on disk"}
+    if not facts["enabled"]:
+        changes["enabled"] = {"old": False, "new": True}
+    if facts["active"] != "active":
+        changes["running"] = {"old": facts["active"], "new": "active"}
+    elif facts["stale"] or facts["needs_reload"]:
+        changes["restarted because"] = {"old": "", "new": "; ".join(facts["stale"]) or "it runs with an older unit"}
+    return changes
+
+
+def _running_reason(changes: dict[str, Any]) -> str:
+    reasons = []
+    if "loaded" in changes or "unit" in changes:
+        reasons.append("loaded anew")
+    if "enabled" in changes:
+        reasons.append("enabled at boot")
+    if "running" in changes:
+        reasons.append("started")
+    if "restarted because" in changes:
+        reasons.append(f"restarted, because {changes['restarted because']['new']}")
+    return ", ".join(reasons)
+
+
+def _running_trouble(facts: dict[str, Any]) -> str:
+    """What is wrong although the process is the right one."""
+    if facts["active"] != "active":
+        return ""
+    if facts["info"] is None:
+        return f"{facts['unit']}, pid {facts['pid']}, does not answer: {facts['info_error']}"
+    if facts["info"].get("process_id") != facts["pid"]:
+        return (
+            f"{facts['unit']} is pid {facts['pid']}, but its port is answered by process "
+            f"{facts['info'].get('process_id')}: stop that other server"
+        )
+    return ""
+
+
+def _make_run(name: str, facts: dict[str, Any]) -> dict[str, Any]:
+    """Load, enable, then start or restart; returns the record of the last, {} when there is nothing to start."""
+    if facts["needs_reload"] or not facts["loaded"]:
+        __salt__["redis_server.reload_manager"]()
+    if not facts["enabled"]:
+        __salt__["redis_server.enable"](name)
+    if facts["active"] != "active":
+        return __salt__["redis_server.start"](name)
+    if facts["stale"] or facts["needs_reload"]:
+        return __salt__["redis_server.restart"](name)
+    return {}
+
+
+def _ret(name: str) -> dict[str, Any]:
+    return {"name": name, "result": True, "changes": {}, "comment": ""}
+
+
+def _same(ret: dict[str, Any], comment: str) -> dict[str, Any]:
+    ret.update(result=True, changes={}, comment=comment)
+    return ret
+
+
+def _would(ret: dict[str, Any], comment: str) -> dict[str, Any]:
+    ret.update(result=None, comment=comment)
+    return ret
+
+
+def _changed(ret: dict[str, Any], comment: str) -> dict[str, Any]:
+    ret.update(result=True, comment=comment)
+    return ret
+
+
+def _failed(ret: dict[str, Any], comment: str) -> dict[str, Any]:
+    ret.update(result=False, comment=comment)
+    return ret

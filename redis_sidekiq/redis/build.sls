@@ -1,0 +1,37 @@
+{#- Redis compiled from its tarball as an unprivileged user, and the links to its programs. #}
+{%- from "redis_sidekiq/map.jinja" import settings with context %}
+{%- set redis = settings.redis %}
+
+include:
+  - redis_sidekiq.packages
+
+The user {{ redis.build.user }}, who compiles Redis, is there:
+  user.present:
+    - name: {{ redis.build.user | tojson }}
+    - system: true
+    - home: /nonexistent
+    - createhome: false
+    - shell: /usr/sbin/nologin
+    # Who exists already keeps his groups.
+    - remove_groups: false
+
+Redis {{ redis.version }} is built and in place:
+  redis_server.built:
+    - name: {{ redis.version | tojson }}
+    - source: {{ redis.source | tojson }}
+    - source_hash: {{ redis.source_hash | tojson }}
+    - prefix: {{ redis.prefix | tojson }}
+    - user: {{ redis.build.user | tojson }}
+    - jobs: {{ redis.build.jobs }}
+    - malloc: {{ redis.build.malloc }}
+    - tls: {{ redis.build.tls | tojson }}
+    - require:
+      - sls: redis_sidekiq.packages
+      - user: The user {{ redis.build.user }}, who compiles Redis, is there
+
+The programs of Redis are in {{ redis.bin_dir }}:
+  redis_server.linked:
+    - name: {{ redis.bin_dir | tojson }}
+    - prefix: {{ redis.prefix | tojson }}
+    - require:
+      - redis_server: Redis {{ redis.version }} is built and in place

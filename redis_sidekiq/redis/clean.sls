@@ -1,0 +1,73 @@
+{#- Takes away the services, configs, links and builds, last made first. The data stay, and with them the user who owns
+    them, unless redis_sidekiq:redis:purge_data says otherwise. #}
+{%- from "redis_sidekiq/map.jinja" import settings with context %}
+{%- set redis = settings.redis %}
+
+{%- for instance in redis.instances %}
+
+{%- for manager in ["systemd", "sysv"] %}
+
+Redis instance {{ instance.name }} is stopped, and {{ manager }} knows nothing of it:
+  redis_server.service_absent:
+    - name: {{ instance.name | tojson }}
+    - manager: {{ manager }}
+{%- endfor %}
+
+{{ instance.config }} is gone:
+  file.absent:
+    - name: {{ instance.config | tojson }}
+    - require:
+      - redis_server: Redis instance {{ instance.name }} is stopped, and systemd knows nothing of it
+      - redis_server: Redis instance {{ instance.name }} is stopped, and sysv knows nothing of it
+
+{%- if redis.purge_data %}
+
+The data of Redis instance {{ instance.name }} are gone:
+  file.absent:
+    - names:
+      - {{ instance.dir | tojson }}
+      - /var/log/redis/{{ instance.name }}.log
+    - require:
+      - file: {{ instance.config }} is gone
+{%- endif %}
+{%- endfor %}
+
+The folder for Redis' settings is gone, unless it holds files of others:
+  sidekiq.folder_absent:
+    - name: /etc/redis
+
+The programs of Redis are gone from {{ redis.bin_dir }}:
+  redis_server.unlinked:
+    - name: {{ redis.bin_dir | tojson }}
+    - prefix: {{ redis.prefix | tojson }}
+
+The builds of Redis are gone from {{ redis.prefix }}:
+  redis_server.builds_absent:
+    - name: {{ redis.prefix | tojson }}
+    - require:
+{%- for instance in redis.instances %}
+      - file: {{ instance.config }} is gone
+{%- endfor %}
+      - redis_server: The programs of Redis are gone from {{ redis.bin_dir }}
+
+The user {{ redis.build.user }}, who compiled Redis, is gone:
+  user.absent:
+    - name: {{ redis.build.user | tojson }}
+
+{%- if redis.purge_data %}
+
+{%- for path in ["/var/redis", "/var/log/redis"] %}
+
+{{ path }} is gone, unless it holds files of others:
+  sidekiq.folder_absent:
+    - name: {{ path }}
+{%- endfor %}
+
+The user {{ redis.user }}, who ran Redis, is gone:
+  user.absent:
+    - name: {{ redis.user | tojson }}
+
+The group {{ redis.group }} is gone:
+  group.absent:
+    - name: {{ redis.group | tojson }}
+{%- endif %}

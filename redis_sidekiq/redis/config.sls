@@ -1,0 +1,74 @@
+{#- Who Redis runs as, where its data lie, and each instance's redis.conf (its password: taken from the settings by the
+    state itself, which lets the new build judge the file before it lands). #}
+{%- from "redis_sidekiq/map.jinja" import settings with context %}
+{%- set redis = settings.redis %}
+
+include:
+  - redis_sidekiq.redis.build
+
+The group {{ redis.group }} is there:
+  group.present:
+    - name: {{ redis.group | tojson }}
+    - system: true
+
+The user {{ redis.user }}, who runs Redis, is there:
+  user.present:
+    - name: {{ redis.user | tojson }}
+    - system: true
+    - gid: {{ redis.group | tojson }}
+    - home: /var/redis
+    - createhome: false
+    - shell: /usr/sbin/nologin
+    - remove_groups: false
+    - require:
+      - group: The group {{ redis.group }} is there
+
+The folder for Redis' settings is there:
+  file.directory:
+    - name: /etc/redis
+    - user: root
+    - group: {{ redis.group | tojson }}
+    - mode: '0750'
+    - require:
+      - group: The group {{ redis.group }} is there
+
+The folder for Redis' data is there:
+  file.directory:
+    - name: /var/redis
+    - user: root
+    - group: root
+    - mode: '0755'
+
+{%- if redis.service_manager == "sysv" %}
+
+The folder for Redis' logs is there:
+  file.directory:
+    - name: /var/log/redis
+    - user: {{ redis.user | tojson }}
+    - group: {{ redis.group | tojson }}
+    - mode: '0750'
+    - require:
+      - user: The user {{ redis.user }}, who runs Redis, is there
+{%- endif %}
+
+{%- for instance in redis.instances %}
+
+Redis instance {{ instance.name }} has a folder for its data:
+  file.directory:
+    - name: {{ instance.dir | tojson }}
+    - user: {{ redis.user | tojson }}
+    - group: {{ redis.group | tojson }}
+    - mode: '0700'
+    - require:
+      - user: The user {{ redis.user }}, who runs Redis, is there
+      - file: /var/redis
+
+Redis instance {{ instance.name }} has its config:
+  redis_server.config:
+    - name: {{ instance.config | tojson }}
+    - instance: {{ instance.name | tojson }}
+    - require:
+      - redis_server: Redis {{ redis.version }} is built and in place
+      - user: The user {{ redis.user }}, who runs Redis, is there
+      - file: /etc/redis
+{%- endfor %}
