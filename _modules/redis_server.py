@@ -134,7 +134,7 @@ def build_facts(
 
     .. code-block:: bash
 
-        salt '*' redis_server.build_facts 8.0.6 sha256=6d0a9913887a4972536f9da226f1575859c34d86354129163260a5f9c6bd4229
+        salt '*' redis_server.build_facts 8.0.6 source_hash=sha256=6d0a99138...
     """
     name = _build_name(version, source_hash, malloc, tls, systemd)
     return {
@@ -160,7 +160,7 @@ def source_check(source: str, source_hash: str) -> str:
 
     .. code-block:: bash
 
-        salt '*' redis_server.source_check /srv/redis-8.0.6.tar.gz sha256=6d0a99138...
+        salt '*' redis_server.source_check /srv/redis-8.0.6.tar.gz source_hash=sha256=6d0a99138...
     """
     path = _local_path(source)
     if not path:
@@ -208,7 +208,7 @@ def build(
 
     .. code-block:: bash
 
-        salt '*' redis_server.build 8.0.6 salt://files/redis-8.0.6.tar.gz sha256=6d0a99138...
+        salt '*' redis_server.build 8.0.6 salt://files/redis-8.0.6.tar.gz source_hash=sha256=6d0a99138...
     """
     begun = time.monotonic()
     name = _build_name(version, source_hash, malloc, tls, systemd)
