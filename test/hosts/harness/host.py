@@ -161,8 +161,8 @@ class Host:
         unmount(self.folder / "root")
         shutil.move(self.folder / "upper", folder / "layer")
         layers = [str(folder / "layer"), *record["layers"]]
-        (folder / "layers.json").write_text(json.dumps(layers))
-        (folder / "owner").write_text(f"{os.getpid()} {birth(os.getpid())}")
+        owner = {"pid": os.getpid(), "born": birth(os.getpid())}
+        (folder / "snapshot.json").write_text(json.dumps({"layers": layers, "owner": owner}))
         self.down()
         return image
 
@@ -343,13 +343,10 @@ def prune() -> None:
         if owner and not alive(owner["pid"], owner["born"]):
             host.down()
     with locked("hosts"):
-        for folder in SNAPSHOTS.glob("*"):
-            try:
-                pid, born = map(int, (folder / "owner").read_text().split())
-            except (OSError, ValueError):
-                continue
-            if not alive(pid, born):
-                remove(folder)
+        for path in SNAPSHOTS.glob("*/snapshot.json"):
+            owner = json.loads(path.read_text())["owner"]
+            if not alive(owner["pid"], owner["born"]):
+                remove(path.parent)
 
 
 def down_all() -> None:
@@ -424,10 +421,12 @@ def _free_number() -> int:
 
 
 def _is_first(pid: int) -> bool:
-    """Is this process PID 1 of a namespace of its own?"""
+    """Is this process PID 1 of a namespace of its own, and no longer nspawn that prepares it?"""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
+        return False
+    if "Name:\tsystemd" not in lines:
         return False
     numbers = next((line.split()[1:] for line in lines if line.startswith("NSpid:")), [])
     return len(numbers) > 1 and numbers[-1] == "1"

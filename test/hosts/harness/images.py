@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,8 +19,10 @@ from typing import NamedTuple
 
 from test.hosts.harness.machine import (
     CACHE,
+    HOSTS,
     IMAGES,
     KEYRING,
+    PACKAGES,
     REPO,
     SNAPSHOTS,
     locked,
@@ -41,6 +44,7 @@ MASKED = "apt-daily.timer apt-daily-upgrade.timer e2scrub_all.timer fstrim.timer
 UNWANTED = [f"path-exclude=/usr/share/{name}/*" for name in ("doc", "man", "info", "locale")]
 
 CERTIFICATES = "etc/ssl/certs/ca-certificates.crt"
+SOURCES = "etc/apt/sources.list"
 SALT_DIR = "/opt/salt"
 SALT_UNIT = """\
 [Unit]
@@ -89,23 +93,16 @@ def layers(image: str) -> list[Path]:
         recipe = RECIPES[image]
         return [salt_layer(image), base(recipe.suite)]
     try:
-        return [Path(path) for path in json.loads((SNAPSHOTS / image / "layers.json").read_text())]
+        return [Path(path) for path in json.loads((SNAPSHOTS / image / "snapshot.json").read_text())["layers"]]
     except OSError:
         raise RuntimeError(f"There is no image {image!r}: take one of {', '.join(RECIPES)}") from None
 
 
 def prepare(images: list[str] | None = None) -> None:
     """Make images (default: all) and the packages that their hosts install, two at a time."""
-    from test.hosts.harness import packages
-
-    names = images or list(RECIPES)
     need_tools()
-    suites = sorted({RECIPES[name].suite for name in names})
-    # A suite's base first, then what stands on it; two suites at a time, which is what two cores have room for.
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(base, suites))
-        list(pool.map(packages.prepare, suites))
-        list(pool.map(salt_layer, names))
+        list(pool.map(salt_layer, images or list(RECIPES)))
 
 
 def base(suite: str) -> Path:
@@ -124,20 +121,26 @@ def base(suite: str) -> Path:
 
 def salt_layer(image: str) -> Path:
     """Return the folder with Salt in a virtual environment of its own, and the host's configuration for packages."""
+    from test.hosts.harness import packages  # they need a base, and this layer needs their index
+
     recipe = RECIPES[image]
     constraints = (CONSTRAINTS / f"salt-{recipe.salt}.txt").read_text()
-    text = json.dumps([recipe, constraints, BUILDER, FILES, PROGRAMS, str(base(recipe.suite))])
+    text = json.dumps([recipe, constraints, BUILDER, FILES, PROGRAMS, packages.prepare(recipe.suite)])
     with _made(f"salt-{image}", text) as (folder, draft):
         if draft:
+            say(f"image {image}: installing Salt {recipe.salt}")
+            files = {**FILES, SOURCES: f"deb [trusted=yes] file:/packages/{recipe.suite} ./\n"}
             with builder(recipe.suite) as root:
-                say(f"image {image}: installing Salt {recipe.salt}")
                 _install_salt(root, constraints)
-                shutil.copytree(root / SALT_DIR[1:], draft / SALT_DIR[1:], symlinks=True)
-            for path, content in {**FILES, "etc/apt/sources.list": _source(recipe.suite)}.items():
+                (root / SOURCES).write_text(files[SOURCES])
+                inside(root, ["apt-get", "-qq", "update"])
+                for made in (SALT_DIR, "/var/lib/apt/lists"):
+                    shutil.copytree(root / made[1:], draft / made[1:], symlinks=True)
+            for path, content in files.items():
                 (draft / path).parent.mkdir(parents=True, exist_ok=True)
                 (draft / path).write_text(content)
-            for folder in ("etc/salt", "usr/bin"):
-                (draft / folder).mkdir(parents=True)
+            for path in ("etc/salt", "usr/bin"):
+                (draft / path).mkdir(parents=True)
             for program in PROGRAMS:
                 (draft / "usr/bin" / program).symlink_to(f"{SALT_DIR}/bin/{program}")
     return folder
@@ -162,7 +165,8 @@ def builder(suite: str) -> Iterator[Path]:
 
 def inside(root: Path, argv: list, **options) -> str:
     """Run a command in a folder as root, with the machine's network, and return what it printed."""
-    (CACHE / "pip").mkdir(parents=True, exist_ok=True)
+    for folder in (CACHE / "pip", PACKAGES):
+        folder.mkdir(parents=True, exist_ok=True)
     passed = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "http_proxy", "https_proxy", "no_proxy")
     environment = {name: os.environ[name] for name in passed if name in os.environ}
     environment |= {
@@ -175,6 +179,7 @@ def inside(root: Path, argv: list, **options) -> str:
     }
     command = ["systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--as-pid2", "--console=pipe"]
     command += [f"--directory={root}", f"--machine={root.parent.name}", f"--bind={CACHE / 'pip'}:/root/pip"]
+    command += [f"--bind-ro={PACKAGES}:/packages"]
     command += ["--timezone=off", "--resolv-conf=off"]
     command += [f"--setenv={name}={value}" for name, value in environment.items()]
     return run([*command, "--", *argv], **options).stdout
@@ -199,13 +204,20 @@ def _made(name: str, recipe: str) -> Iterator[tuple[Path, Path | None]]:
         if folder.exists():
             yield folder, None
             return
-        # What a dead run left, and what an older recipe made: hosts that still use it keep it mounted.
-        for path in IMAGES.glob(f".{name}-*"):
-            remove(path)
+        _remove_older(name)
         draft = IMAGES / f".{folder.name}"
         draft.mkdir(parents=True)
         yield folder, draft
         draft.rename(folder)
+
+
+def _remove_older(name: str) -> None:
+    """What a dead run left half-made, and what an older recipe made, unless a host or a snapshot stands on it."""
+    records = (*HOSTS.glob("*/host.json"), *SNAPSHOTS.glob("*/snapshot.json"))
+    used = {layer for path in records for layer in json.loads(path.read_text())["layers"]}
+    for path in IMAGES.glob(f"*{name}-*"):
+        if re.fullmatch(rf"\.?{re.escape(name)}-[0-9a-f]{{12}}", path.name) and str(path) not in used:
+            remove(path)
 
 
 def _install_salt(root: Path, constraints: str) -> None:
@@ -222,7 +234,3 @@ def _mirror() -> list[str]:
     lines = run(["apt-get", "indextargets", "--format", fields, "Created-By: Packages"], check=False).stdout
     found = [line.split()[-1] for line in lines.splitlines() if line.startswith("Debian ")]
     return [uri for uri in found if not uri.rstrip("/").endswith("-security")][:1]
-
-
-def _source(suite: str) -> str:
-    return f"deb [trusted=yes] file:/packages/{suite} ./\n"

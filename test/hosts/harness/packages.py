@@ -31,14 +31,17 @@ REDIS = {
 CLIENT = "redis>=5,<8"
 
 
-def prepare(suite: str) -> None:
-    """Fetch all that hosts of this suite install, unless it is there already; made again when the lists change."""
+def prepare(suite: str) -> str:
+    """Fetch all that hosts of this suite install, unless it is there already.
+
+    Returns the recipe: what is fetched for which base. When that changes it is all fetched again.
+    """
     recipe = json.dumps([DEBIAN, REDIS, CLIENT, str(images.base(suite))])
     folder = PACKAGES / suite
     stamp = folder / ".recipe"
     with locked(f"packages-{suite}"):
         if stamp.exists() and stamp.read_text() == recipe:
-            return
+            return recipe
         say(f"packages for {suite}: fetching")
         draft = PACKAGES / f".{suite}"
         remove(draft)
@@ -51,6 +54,7 @@ def prepare(suite: str) -> None:
         (draft / ".recipe").write_text(recipe)
         remove(folder)
         draft.rename(folder)
+    return recipe
 
 
 def _debian_packages(root: Path, folder: Path) -> None:
@@ -68,7 +72,7 @@ def _redis_source(root: Path, suite: str) -> None:
     target = PACKAGES / f"redis-{version}.tar.gz"
     if target.exists() and _sha256(target) == digest:
         return
-    sources = root / "etc/apt/sources.list"
+    sources = root / images.SOURCES
     binary = sources.read_text()
     sources.write_text(binary + "".join(f"deb-src {line[4:]}\n" for line in binary.splitlines() if line.startswith("deb ")))
     images.inside(root, ["apt-get", "-qq", "update"])
