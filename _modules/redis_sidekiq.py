@@ -24,10 +24,12 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
+import salt.loader
 from salt.exceptions import SaltInvocationError
 
 if TYPE_CHECKING:
     __grains__: dict[str, Any] = {}
+    __opts__: dict[str, Any] = {}
     __pillar__: dict[str, Any] = {}
     __salt__: dict[str, Any] = {}
 
@@ -1288,8 +1290,8 @@ def _source_is_verified(wish, problems):
         return
     if redis["source"]:
         problems.add(f"{R}:source_hash", "must be given with source: sha256=, and what `sha256sum FILE` says")
-    elif redis["version"] not in __salt__["redis_releases.known"]():
-        near = ", ".join(__salt__["redis_releases.nearest"](redis["version"]))
+    elif redis["version"] not in _releases("known")():
+        near = ", ".join(_releases("nearest")(redis["version"]))
         problems.add(
             f"{R}:version",
             f"found {redis['version']!r}, whose digest is not known here; give source_hash, or one of {near}",
@@ -1562,6 +1564,18 @@ def _exists(lookup: Callable[[str], Any], name: str) -> bool:
     return True
 
 
+def _releases(function: str) -> Callable:
+    """
+    A function of the sibling module. On a bare minion both files are synced in the middle of the run that asks here,
+    and Salt 3008 looks for newer files no more once a miss made it load all (salt/utils/lazy.py, ``loaded``).
+    """
+    name = f"redis_releases.{function}"
+    try:
+        return __salt__[name]
+    except KeyError:
+        return salt.loader.minion_mods(__opts__)[name]
+
+
 def _is_loopback(address: str) -> bool:
     address = address.lstrip("-")
     return address not in ("*", "::*") and ipaddress.ip_address(address).is_loopback
@@ -1645,8 +1659,8 @@ def _redis(wish, reveal) -> dict[str, Any]:
         manager = "systemd" if _booted_by_systemd() else "sysv"
     return {
         **redis,
-        "source": redis["source"] or __salt__["redis_releases.url"](version),
-        "source_hash": redis["source_hash"] or "sha256=" + __salt__["redis_releases.digest"](version),
+        "source": redis["source"] or _releases("url")(version),
+        "source_hash": redis["source_hash"] or "sha256=" + _releases("digest")(version),
         "build": {**redis["build"], "jobs": redis["build"]["jobs"] or int(__grains__.get("num_cpus") or 1)},
         "service_manager": manager,
         "instances": [
