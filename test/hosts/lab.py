@@ -143,6 +143,8 @@ class Master:
             "auto_accept": True,
             "file_roots": {"base": [FILE_ROOT]},
             "pillar_roots": {"base": [PILLAR_ROOT]},
+            # A minion that compiles on a busy machine may need longer than 10 s to say that it is still at work.
+            "gather_job_timeout": 60,
             **(config or {}),
         }
         host.write("/etc/salt/master.d/lab.conf", json.dumps(config))

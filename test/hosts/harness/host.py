@@ -309,8 +309,15 @@ class Host:
         enter = ["nsenter", f"--target={leader}", *"--mount --uts --ipc --net --pid --cgroup --root --wd".split()]
         if user == "root":
             return [*enter, "env", "-i", *(f"{key}={value}" for key, value in ENVIRONMENT.items()), *argv]
-        become = ["setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups", "--reset-env"]
+        become = ["setpriv", f"--reuid={user}", f"--regid={self._primary_group(user)}", "--init-groups", "--reset-env"]
         return [*enter, *become, *argv]
+
+    def _primary_group(self, user: str) -> str:
+        for line in (self.folder / "root/etc/passwd").read_text().splitlines():
+            name, _, _, group, *_ = line.split(":")
+            if name == user:
+                return group
+        raise HostError(f"{self.name} has no user {user!r}")
 
     def _write_record(self, **record) -> None:
         (self.folder / "host.json").write_text(json.dumps(record))
