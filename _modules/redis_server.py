@@ -427,10 +427,9 @@ def config_check(instance: str) -> str:
     """
     redis = _settings(reveal=True)
     wish = _instance(instance, redis)
-    name = _build_name(
-        redis["version"], redis["source_hash"], redis["build"]["malloc"], redis["build"]["tls"], systemd=True
-    )
-    if _current(redis["prefix"]) != name:
+    flags = redis["build"]
+    build = _build_name(redis["version"], redis["source_hash"], flags["malloc"], flags["tls"], systemd=True)
+    if _current(redis["prefix"]) != build:
         return f"Redis {redis['version']} has its say once it is built"
     missing = _missing_addresses(wish["bind"])
     if missing:
@@ -441,7 +440,9 @@ def config_check(instance: str) -> str:
     account = _account(redis["user"], redis["group"])
     with _lock(wish["unit"], _STOP), _scratch_folder(wish["unit"], account) as folder:
         candidate = os.path.join(folder, "redis.conf")
-        _write(candidate, _config_text(wish), 0o640, account.gid)
+        # Redis enters `dir` while it reads the file, and must not come near the data.
+        elsewhere = [[name, folder if name == "dir" else value] for name, value in wish["directives"]]
+        _write(candidate, _config_text({**wish, "directives": elsewhere}), 0o640, account.gid)
         try:
             _scratch_boot(_binary(redis["prefix"]), account, folder, config=candidate, password=wish["password"])
         except CommandExecutionError as err:
@@ -1017,10 +1018,12 @@ def _compile(work: str, flags: dict[str, Any], account: Account, jobs: int) -> N
 def _compiler_words(stdout: str, stderr: str) -> str:
     """What went wrong and how it ended: with several compilers at work, the first error is not among the last lines."""
     lines = [line for line in (stderr or stdout).splitlines() if line.strip()]
-    first = next((at for at, line in enumerate(lines) if re.search(r"\berror\b", line, re.IGNORECASE)), len(lines))
-    around, last = lines[max(first - 1, 0) : first + 10], lines[-_LAST_LINES // 2 :]
-    start = max(len(lines) - len(last), first + 10)
-    return "\n".join([*around, *(["..."] if start > first + 10 else []), *lines[start:]] if around else last)
+    errors = [at for at, line in enumerate(lines) if re.search(r"\berror\b", line, re.IGNORECASE)]
+    end = max(len(lines) - _LAST_LINES // 2, 0)
+    if not errors or errors[0] - 1 >= end:
+        return "\n".join(lines[end:])
+    first, after = max(errors[0] - 1, 0), errors[0] + 10
+    return "\n".join([*lines[first:after], *(["..."] if after < end else []), *lines[max(end, after) :]])
 
 
 def _install(source: str, staged: str) -> dict[str, dict[str, Any]]:
@@ -1055,9 +1058,10 @@ def _copy_program(source: str, target: str) -> dict[str, Any]:
     except OSError as err:
         what = "is a link" if err.errno == errno.ELOOP else f"cannot be read ({err.strerror})"
         raise CommandExecutionError(f"What the build left as {name} {what}, so nothing of it is installed") from err
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise CommandExecutionError(f"What the build left as {name} is no regular file, so nothing of it is installed")
     with open(handle, "rb") as stream:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise CommandExecutionError(f"What the build left as {name} is no regular file; nothing of it is installed")
         digest, size = hashlib.sha256(), 0
         with open(target, "xb") as copy:
             while block := stream.read(1 << 20):
@@ -1081,12 +1085,18 @@ def _try_build(folder: str, flags: dict[str, Any], account: Account) -> None:
     found = {
         "version": info.get("redis_version", ""),
         "malloc": info.get("mem_allocator", "").split("-")[0],
-        "tls": info["tls"],
+        "tls": _needs_library(binary, "libssl.so"),  # since 7.2 a server without TLS knows tls-port too
         "systemd": flags["systemd"],  # it told so, or did not start
     }
     wrong = [f"its {key} is {found[key]!r}, wanted is {flags[key]!r}" for key in found if found[key] != flags[key]]
     if wrong:
         raise CommandExecutionError(f"The Redis that was built is another one than wanted: {'; '.join(wrong)}")
+
+
+def _needs_library(binary: str, name: str) -> bool:
+    """Does a program name this shared library among those that it needs (its string table is in the file as it is)?"""
+    with open(binary, "rb") as stream:
+        return name.encode() in stream.read()
 
 
 def _flip(prefix: str, name: str) -> None:
@@ -1128,15 +1138,16 @@ def _link_found(path: str, prefix: str) -> str:
 def _sandbox(account: Account, argv: list[str]) -> list[str]:
     """
     The words that run a command as an unprivileged user, with no network and no privilege to gain. When this process
-    dies, killed or not, the kernel kills the first of them, and with it everything in its PID namespace (unshare(1),
-    ``--kill-child``): no compiler is left that would write into the next run's files.
+    dies, killed or not, the kernel kills the first of them, that one's child, and with it everything in the PID
+    namespace: no compiler is left that would write into the next run's files. The wish to die with one's parent is lost
+    with a change of user (PR_SET_PDEATHSIG(2const)), ``--kill-child`` of unshare included, so it is made once more.
     """
     setpriv, unshare = _tool("setpriv", "util-linux"), _tool("unshare", "util-linux")
     return [
         *(setpriv, "--pdeathsig", "KILL", "--"),
         *(unshare, "--pid", "--net", "--ipc", "--fork", "--kill-child", "--"),
         *(setpriv, f"--reuid={account.uid}", f"--regid={account.gid}", "--clear-groups"),
-        *("--inh-caps=-all", "--bounding-set=-all", "--no-new-privs", "--"),
+        *("--inh-caps=-all", "--bounding-set=-all", "--no-new-privs", "--pdeathsig", "KILL", "--"),
         *argv,
     ]
 
@@ -1185,8 +1196,8 @@ def _scratch_boot(
     Start a server on a socket in a private folder, without network and data, and let it say what it is; with
     ``notify`` it must also tell systemd, played by a socket of ours, that it is ready.
 
-    Returns INFO, and ``tls`` (is it compiled in?). Raises CommandExecutionError with Redis' last lines. The one process
-    here that cmd.run_all cannot run: it has to be talked to while it runs.
+    Returns INFO. Raises CommandExecutionError with Redis' last lines. The one process here that cmd.run_all cannot run:
+    it has to be talked to while it runs.
     """
     words = ["--port", "0", "--bind", "*", "--unixsocket", "s", "--unixsocketperm", "700", "--dir", folder]
     words += ["--save", "", "--appendonly", "no", "--daemonize", "no", "--logfile", "", "--pidfile", ""]
@@ -1201,7 +1212,7 @@ def _scratch_boot(
         systemd.bind(ready)
         os.chown(ready, account.uid, account.gid)
         systemd.settimeout(_REDIS_TIMEOUT)
-        process = subprocess.Popen(  # noqa: S603
+        process = subprocess.Popen(
             argv, cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
         )
         try:
@@ -1230,10 +1241,12 @@ def _scratch_answer(process: subprocess.Popen, path: str, password: str) -> dict
     client = _client(unix_socket_path=path, password=password)
     try:
         client.ping()
-        info = client.info("server") | client.info("memory")
-        return {**info, "tls": bool(client.config_get("tls-port"))}
+        return client.info("server") | client.info("memory")
     except redis.RedisError as err:
-        raise CommandExecutionError(f"it does not answer: {err}:") from err
+        # Some errors, like a module that is missing, come when it listens already.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            raise CommandExecutionError(f"it ended with exit status {process.wait(1)}:") from None
+        raise CommandExecutionError(f"it does not answer: {type(err).__name__}:") from err
     finally:
         client.close()
 
@@ -1261,9 +1274,11 @@ def _config_text(wish: dict[str, Any]) -> str:
 def _quoted(text: str) -> str:
     """A word as Redis reads it within double quotes (src/sds.c, sdssplitargs); bytes beyond ASCII as ``\\xHH``."""
     plain = {ord('"'): '\\"', ord("\\"): "\\\\"}
-    return '"' + "".join(
-        plain.get(byte) or (chr(byte) if 32 <= byte < 127 else f"\\x{byte:02x}") for byte in text.encode()
-    ) + '"'
+    return (
+        '"'
+        + "".join(plain.get(byte) or (chr(byte) if 32 <= byte < 127 else f"\\x{byte:02x}") for byte in text.encode())
+        + '"'
+    )
 
 
 def _unquoted(text: str) -> str:

@@ -43,7 +43,9 @@ def client_installed(name: str) -> dict[str, Any]:
         __salt__["redis_server.client_install"]()
         after = __salt__["redis_server.client"]()
         if not after["suits"]:
-            return _failed(ret, f"pip did its work, and Salt's Python has redis {after['version'] or 'not'} all the same")
+            return _failed(
+                ret, f"pip did its work, and Salt's Python has redis {after['version'] or 'not'} all the same"
+            )
         ret["changes"]["redis"]["new"] = after["version"]
         return _changed(ret, f"The package redis {after['version']} was installed for Salt's Python")
     except _ERRORS as err:
@@ -392,7 +394,9 @@ def _built_sentence(facts: dict[str, Any], record: dict[str, Any]) -> str:
     if record["compiled"]:
         said.append(f"{record['build']} was compiled in {record['seconds']:.0f} s")
     if record["old"] != record["current"]:
-        said.append(f"{record['build']} is the current build now" + (f", after {record['old']}" if record["old"] else ""))
+        said.append(
+            f"{record['build']} is the current build now" + (f", after {record['old']}" if record["old"] else "")
+        )
     if facts["leftovers"]:
         said.append("what a run that was cut off left behind was removed")
     return "; ".join(said) or f"Another run put {record['build']} in place"

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
+import subprocess
+import tarfile
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -53,3 +58,85 @@ def modules(loaders: Loaders):
 def states(loaders: Loaders):
     """State modules: ``states.sidekiq.running("sidekiq", ...)``; ``test=True`` as last argument."""
     return loaders.states
+
+
+# Redis, really built: once in a session, by the module itself, as nobody, in a folder that nobody may enter. ---------
+
+REDIS = "7.0.15"
+
+
+@pytest.fixture(scope="session")
+def redis_tarball() -> dict:
+    """``source`` and ``source_hash`` of the tarball that the hosts build too."""
+    from test.hosts.harness import images, packages
+
+    images.need_tools()
+    packages.prepare("bookworm")
+    version, digest = packages.REDIS["bookworm"]
+    assert version == REDIS
+    return {"source": str(packages.PACKAGES / f"redis-{version}.tar.gz"), "source_hash": f"sha256={digest}"}
+
+
+@pytest.fixture(scope="session")
+def open_folder():
+    """A folder that an unprivileged user may enter, with a path short enough for sockets; pytest's own are neither."""
+    folder = Path(tempfile.mkdtemp(prefix="rs-", dir="/tmp"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def redis_flags() -> dict:
+    """What is compiled in: systemd's notification where its headers are installed, and the quickest allocator."""
+    has = subprocess.run(["pkg-config", "--exists", "libsystemd"], check=False).returncode == 0
+    return {"malloc": "libc", "systemd": has}
+
+
+@pytest.fixture
+def redis_build(modules, open_folder: Path, redis_tarball: dict, redis_flags: dict) -> Path:
+    """The prefix with the real build, compiled at its first use."""
+    prefix = open_folder / "real"
+    modules.redis_server.build(REDIS, **redis_tarball, prefix=str(prefix), user="nobody", jobs=2, **redis_flags)
+    return prefix
+
+
+@pytest.fixture
+def make_tarball(open_folder: Path, redis_build: Path, request):
+    """
+    Return a function that makes a tarball whose Makefile copies the real programs, and whatever else it is told.
+
+    It takes rules for make by target, which go before those; returns ``source`` and ``source_hash``.
+    """
+
+    def make(**rules: str) -> dict:
+        name = hashlib.sha256(request.node.nodeid.encode() + repr(rules).encode()).hexdigest()[:10]
+        top = open_folder / name / "some-folder"
+        (top / "src").mkdir(parents=True, exist_ok=True)
+        programs = [
+            "redis-server",
+            "redis-cli",
+            "redis-benchmark",
+            "redis-sentinel",
+            "redis-check-aof",
+            "redis-check-rdb",
+        ]
+        rules = {
+            program: rules.get(program.replace("-", "_"), f"cp {redis_build}/current/bin/$@ $@") for program in programs
+        }
+        text = "".join(f"{program}:\n\t{rule}\n" for program, rule in rules.items())
+        (top / "src" / "Makefile").write_text(text)
+        path = open_folder / name / "redis.tar.gz"
+        with tarfile.open(path, "w:gz") as archive:
+            archive.add(top, top.name)
+        return {"source": str(path), "source_hash": "sha256=" + hashlib.sha256(path.read_bytes()).hexdigest()}
+
+    return make
+
+
+@pytest.fixture
+def prefix(open_folder: Path, request):
+    """A path for a prefix of the test's own."""
+    path = open_folder / hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:10] / "opt"
+    yield path
+    shutil.rmtree(path.parent, ignore_errors=True)

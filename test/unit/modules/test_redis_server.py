@@ -1,0 +1,559 @@
+"""The pure parts of _modules/redis_server.py: names, quoting, what is shown, what a record and /proc say."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+import time
+
+import pytest
+from salt.exceptions import CommandExecutionError, SaltInvocationError
+
+HASH = "sha256=" + "0" * 64
+INSTANCE = {
+    "name": "6379",
+    "port": 6379,
+    "unit": "redis_6379",
+    "config": "/etc/redis/6379.conf",
+    "dir": "/var/redis/6379",
+    "bind": ["127.0.0.1", "-::1"],
+    "directives": [["port", "6379"], ["save", '""'], ["appendonly", "yes"], ["logfile", "/var/log/redis/6379.log"]],
+    "password": "sesame-open",
+}
+
+
+@pytest.fixture
+def redis_server(load):
+    """The module with settings; every command is answered by ``redis_server.answers`` (a list, in order)."""
+    module = load("_modules/redis_server.py")
+    module.calls, module.answers, module.__context__ = [], [], {}
+
+    def run_all(argv, **kwargs):
+        assert kwargs["python_shell"] is False
+        module.calls.append(argv)
+        answer = module.answers.pop(0) if module.answers else ""
+        return answer if isinstance(answer, dict) else {"retcode": 0, "stdout": answer, "stderr": ""}
+
+    module.redis = {"instances": [INSTANCE], "prefix": "/opt/redis", "group": "root", "service_manager": "systemd"}
+    module.__salt__ = {"cmd.run_all": run_all, "redis_sidekiq.settings": lambda reveal=False: {"redis": module.redis}}
+    module._tool = lambda name, package: f"/usr/bin/{name}"
+    return module
+
+
+# Builds -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_builds_name_follows_what_it_is_made_of_and_nothing_else(redis_server):
+    wish = {"version": "8.0.6", "source_hash": HASH, "malloc": "jemalloc", "tls": False, "systemd": True}
+    name = redis_server._build_name(**wish)
+    assert re.fullmatch(r"8\.0\.6-[0-9a-f]{10}", name)
+    assert redis_server._build_name(**{**wish, "source_hash": HASH.upper()}) == name
+    others = [
+        {"version": "8.0.5"},
+        {"source_hash": HASH[:-1] + "1"},
+        {"malloc": "libc"},
+        {"tls": True},
+        {"systemd": False},
+    ]
+    assert len({name, *(redis_server._build_name(**{**wish, **other}) for other in others)}) == 6
+
+
+@pytest.fixture
+def prefix(redis_server, tmp_path):
+    """A prefix with one build, its record and six programs."""
+    folder = tmp_path / "7.0.15-abc"
+    (folder / "bin").mkdir(parents=True)
+    for program in redis_server.PROGRAMS:
+        (folder / "bin" / program).write_text("program")
+        (folder / "bin" / program).chmod(0o755)
+    programs = {program: {"size": 7, "sha256": ""} for program in redis_server.PROGRAMS}
+    (folder / "build.json").write_text(json.dumps({"build": "7.0.15-abc", "programs": programs}))
+    return tmp_path
+
+
+def spoil(folder, how):
+    program = folder / "bin" / "redis-server"
+    if how == "no record":
+        (folder / "build.json").unlink()
+    elif how == "half a record":
+        (folder / "build.json").write_text((folder / "build.json").read_text()[:40])
+    elif how == "record of another":
+        (folder / "build.json").write_text((folder / "build.json").read_text().replace("abc", "abd"))
+    elif how == "no program":
+        program.unlink()
+    elif how == "half a program":
+        program.write_text("pro")
+    elif how == "a link":
+        program.unlink()
+        program.symlink_to("redis-cli")
+    elif how == "writable":
+        program.chmod(0o777)
+    elif how == "of nobody":
+        os.chown(program, 65534, 65534)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "no record",
+        "half a record",
+        "record of another",
+        "no program",
+        "half a program",
+        "a link",
+        "writable",
+        "of nobody",
+    ],
+)
+def test_what_is_not_as_it_was_installed_is_no_build(redis_server, prefix, how):
+    assert [record["build"] for record in redis_server.builds(str(prefix))] == ["7.0.15-abc"]
+    spoil(prefix / "7.0.15-abc", how)
+    assert redis_server.builds(str(prefix)) == []
+
+
+def test_a_hidden_folder_is_a_leftover_and_no_build(redis_server, prefix):
+    (prefix / "7.0.15-abc").rename(prefix / ".build-x")
+    (prefix / "current").symlink_to("7.0.15-abc")
+    facts = redis_server.build_facts("7.0.15", HASH, str(prefix))
+    assert (facts["present"], facts["current"], facts["leftovers"]) == (False, "7.0.15-abc", [".build-x"])
+    assert redis_server.builds(str(prefix)) == []
+
+
+def test_builds_are_removed_and_files_of_others_stay(redis_server, prefix, tmp_path, monkeypatch):
+    monkeypatch.setattr(redis_server, "_LOCK_DIR", str(tmp_path / "lock"))
+    (prefix / "current").symlink_to("7.0.15-abc")
+    (prefix / ".build-x").mkdir()
+    (prefix / "mine").mkdir()
+    redis_server.builds_remove(str(prefix))
+    assert sorted(os.listdir(prefix)) == ["lock", "mine"]
+    redis_server.builds_remove(str(prefix / "not there"))
+
+
+@pytest.mark.parametrize("form", ["{}", "sha256={}", "SHA256={}"])
+def test_a_tarball_is_known_by_its_digest(redis_server, form):
+    digest = hashlib.sha256(b"tar").hexdigest()
+    copy = io.BytesIO()
+    redis_server._verify(io.BytesIO(b"tar"), "/t", form.format(digest.upper()), copy)
+    assert copy.getvalue() == b"tar"
+    with pytest.raises(CommandExecutionError) as caught:
+        redis_server._verify(io.BytesIO(b"tar!"), "https://me:sesame@example.org/t", form.format(digest))
+    assert digest in str(caught.value) and hashlib.sha256(b"tar!").hexdigest() in str(caught.value)
+    assert "sesame" not in str(caught.value)
+
+
+def test_an_unknown_digest_is_refused(redis_server):
+    with pytest.raises(SaltInvocationError, match="no digest known here"):
+        redis_server._verify(io.BytesIO(b""), "/t", "crc=00")
+
+
+def test_a_tarball_on_this_host_is_looked_at_and_no_other(redis_server, tmp_path):
+    path = tmp_path / "t.tar.gz"
+    path.write_bytes(b"tar")
+    good = "sha256=" + hashlib.sha256(b"tar").hexdigest()
+    assert "digest wanted" in redis_server.source_check(str(path), good)
+    assert "digest wanted" in redis_server.source_check(f"file://{path}", good)
+    with pytest.raises(CommandExecutionError, match="is not the one wanted"):
+        redis_server.source_check(str(path), HASH)
+    with pytest.raises(CommandExecutionError, match="No such file"):
+        redis_server.source_check(str(path) + "x", HASH)
+    assert "fetched and verified then" in redis_server.source_check("https://example.org/t.tar.gz", HASH)
+
+
+def test_the_compilers_words_have_the_error_and_the_end(redis_server):
+    noise = [f"    CC file{number}.o" for number in range(100)]
+    error = ["server.c: In function 'main':", "server.c:7:1: error: unknown type name 'this'", "    7 | this is not C;"]
+    text = redis_server._compiler_words(
+        "", "\n".join([*noise, *error, *noise, "make: *** [Makefile:1: server.o] Error 1"])
+    )
+    assert text.startswith("server.c: In function 'main':\nserver.c:7:1: error: unknown type")
+    assert text.endswith("Error 1")
+    assert len(text.splitlines()) < 40
+    assert redis_server._compiler_words("", "a\nb") == "a\nb"
+    assert redis_server._compiler_words("out", "") == "out"
+    few = "x.c:1: error: no\nmake: *** Error 1"
+    assert redis_server._compiler_words("", few) == few
+
+
+@pytest.mark.parametrize("kind", ["link", "folder", "pipe", "no file"])
+def test_only_regular_files_are_installed(redis_server, tmp_path, kind):
+    source = tmp_path / "redis-server"
+    if kind == "link":
+        source.symlink_to("/etc/shadow")
+    elif kind == "folder":
+        source.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(source)
+    with pytest.raises(CommandExecutionError, match="so nothing of it is installed"):
+        redis_server._copy_program(str(source), str(tmp_path / "copy"))
+    assert not (tmp_path / "copy").exists()
+
+
+def test_a_linked_source_folder_is_refused(redis_server, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "src").symlink_to("elsewhere")
+    with pytest.raises(CommandExecutionError, match="made a link"):
+        redis_server._install(str(tmp_path / "src"), str(tmp_path / "staged"))
+
+
+def test_root_does_not_compile(redis_server, tmp_path):
+    with pytest.raises(SaltInvocationError, match="not compiled as root"):
+        redis_server.build("7.0.15", "/t", HASH, prefix=str(tmp_path), user="root")
+
+
+def test_a_sandbox_dies_with_its_parent_and_has_no_network(redis_server):
+    argv = redis_server._sandbox(redis_server.Account("b", 7, 8), ["/bin/make", "all"])
+    text = " ".join(argv)
+    assert argv[-2:] == ["/bin/make", "all"]
+    for words in (
+        "--pdeathsig KILL",
+        "--pid --net",
+        "--kill-child",
+        "--reuid=7 --regid=8 --clear-groups",
+        "--no-new-privs",
+    ):
+        assert words in text
+
+
+# Links --------------------------------------------------------------------------------------------------------------
+
+
+def test_links_of_others_are_not_touched(redis_server, tmp_path):
+    for name in redis_server.PROGRAMS[:2]:
+        (tmp_path / name).symlink_to(f"/opt/redis/current/bin/{name}")
+    (tmp_path / "redis-sentinel").symlink_to("/opt/redis-of-mine/redis-sentinel")
+    wrong = redis_server.links(str(tmp_path))
+    assert len(wrong) == 4
+    assert wrong[str(tmp_path / "redis-sentinel")]["old"] == "a file of others"
+    assert len(redis_server.linked(str(tmp_path))) == 2
+    with pytest.raises(CommandExecutionError, match="redis-sentinel: not made by this formula"):
+        redis_server.link(str(tmp_path))
+    (tmp_path / "redis-sentinel").unlink()
+    redis_server.link(str(tmp_path))
+    assert redis_server.links(str(tmp_path)) == {}
+    (tmp_path / "redis-cli").unlink()
+    (tmp_path / "redis-cli").write_text("mine")
+    redis_server.unlink(str(tmp_path))
+    assert os.listdir(tmp_path) == ["redis-cli"]
+
+
+# Config -------------------------------------------------------------------------------------------------------------
+
+PASSWORDS = [
+    "plain",
+    "two words",
+    " edge ",
+    'a"b',
+    "it's",
+    "back\\slash",
+    "\\x41",
+    "#no comment",
+    "ü☃",
+    "$x %d",
+    "\\",
+    '"',
+]
+
+
+@pytest.mark.parametrize("password", PASSWORDS)
+def test_a_password_is_read_back_as_it_was(redis_server, password):
+    line = redis_server._quoted(password)
+    assert line.isascii() and "\n" not in line
+    assert redis_server._password_in(f"port 1\nrequirepass {line}\n") == password
+
+
+@pytest.mark.parametrize(
+    ("line", "password"), [("plain", "plain"), ("'it\\'s'", "it's"), ('"a\\x41\\n"', "aA\n"), ("a b", "a")]
+)
+def test_a_password_that_others_wrote_is_read(redis_server, line, password):
+    assert redis_server._password_in(f"requirepass old\n  RequirePass {line}") == password
+
+
+def test_a_diff_shows_no_secret(redis_server, tmp_path):
+    path = tmp_path / "6379.conf"
+    diff = redis_server.config_diff(str(path), "6379")
+    assert diff["password"] == "set" and "+port 6379" in diff["diff"]
+    path.write_text('port 1\nrequirepass "hush-hush"\nmasterauth whisper\nuser x on >murmur ~* +@all\n')
+    path.chmod(0o644)
+    diff = redis_server.config_diff(str(path), "6379")
+    assert diff["password"] == "changed" and diff["mode"] == {"old": "0644", "new": "0640"}
+    assert "-masterauth ******" in diff["diff"]
+    assert not re.search("hush|whisper|murmur|sesame", json.dumps(diff))
+    path.write_text(redis_server._config_text(INSTANCE))
+    path.chmod(0o640)
+    assert redis_server.config_diff(str(path), "6379") == {}
+    assert redis_server.config_diff(str(path), 6379) == {}
+    path.write_text(path.read_text().replace("sesame-open", "x"))
+    assert redis_server.config_diff(str(path), "6379") == {"password": "changed"}
+
+
+@pytest.mark.parametrize("password", [password for password in PASSWORDS if len(password) > 2])
+def test_redis_words_show_no_password(redis_server, password):
+    quoted = redis_server._quoted(password)
+    text = f">>> 'requirepass {quoted}'\nwrong: {password} and {quoted} in it"
+    assert password not in redis_server._blot(text, password).replace("and", "").replace("in it", "")
+
+
+def test_only_instances_of_the_settings_are_known(redis_server):
+    for name in ("6380", "../6379", None):
+        with pytest.raises(SaltInvocationError, match="is not a Redis instance of this minion.* has: 6379"):
+            redis_server.config_diff("/c", name)
+
+
+def test_addresses_that_the_host_lacks(redis_server, monkeypatch):
+    class Socket:
+        def __init__(self, *_):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def bind(self, place):
+            if not place[0].startswith("127."):
+                raise OSError(99, "Cannot assign requested address")
+
+    # This machine may allow any address (sysctl net.ipv4.ip_nonlocal_bind), and Redis would be allowed it then too.
+    monkeypatch.setattr(redis_server.socket, "socket", Socket)
+    assert redis_server._missing_addresses(["127.0.0.1", "*", "-192.0.2.1", "192.0.2.2"]) == ["192.0.2.2"]
+
+
+@pytest.mark.parametrize(
+    ("bind", "host"),
+    [
+        (["127.0.0.1", "-::1"], "127.0.0.1"),
+        (["*"], "127.0.0.1"),
+        (["-127.0.0.1", "10.0.0.5"], "127.0.0.1"),
+        (["-192.0.2.1", "10.0.0.5"], "10.0.0.5"),
+        (["::"], "::1"),
+        (["::1"], "::1"),
+    ],
+)
+def test_how_this_host_reaches_an_instance(redis_server, bind, host):
+    assert redis_server._host(bind) == host
+
+
+# Services -----------------------------------------------------------------------------------------------------------
+
+SHOWN = """ActiveState=active
+DropInPaths=
+LoadState=loaded
+MainPID={pid}
+NeedDaemonReload=no
+Result=success
+UnitFileState=enabled
+"""
+
+
+def test_a_systemd_service_is_asked_for_once(redis_server, tmp_path, monkeypatch):
+    monkeypatch.setattr(redis_server, "_UNIT_DIR", str(tmp_path))
+    redis_server.answers = [SHOWN.format(pid=os.getpid())]
+    facts = redis_server.status("6379", ask=False)
+    assert len(redis_server.calls) == 1 and redis_server.calls[0][1] == "show"
+    assert (facts["active"], facts["pid"], facts["enabled"], facts["loaded"]) == ("active", os.getpid(), True, True)
+    assert abs(facts["started"] - time.time()) < 3600
+    assert facts["stale"] == [f"it runs {os.readlink('/proc/self/exe')}, not /opt/redis/current/bin/redis-server"]
+    assert "files" not in facts
+
+
+def test_a_process_is_stale_when_a_file_is_younger(redis_server, tmp_path, monkeypatch):
+    monkeypatch.setattr(redis_server, "_UNIT_DIR", str(tmp_path))
+    monkeypatch.setattr(redis_server, "_binary", lambda prefix: os.readlink("/proc/self/exe"))
+    unit = tmp_path / "redis_6379.service"
+    unit.touch()
+    redis_server.answers = [SHOWN.format(pid=os.getpid())] * 3
+    assert redis_server.status("6379", ask=False)["stale"] == [f"changed: {unit}"]
+    os.utime(unit, (0, 0))
+    assert redis_server.status("6379", ask=False)["stale"] == []
+    os.utime(unit, (time.time() + 1000,) * 2)  # a clock that was set back
+    assert redis_server.status("6379", ask=False)["stale"] == []
+
+
+def test_a_drop_in_that_systemd_has_not_seen_counts(redis_server, tmp_path, monkeypatch):
+    monkeypatch.setattr(redis_server, "_UNIT_DIR", str(tmp_path))
+    (tmp_path / "redis_6379.service.d").mkdir()
+    (tmp_path / "redis_6379.service.d" / "own.conf").touch()
+    redis_server.answers = [SHOWN.format(pid=0)]
+    assert redis_server.status("6379", ask=False)["needs_reload"] is True
+
+
+def test_systemd_that_does_not_answer_is_an_error(redis_server):
+    redis_server.answers = [{"retcode": 1, "stdout": "", "stderr": "no bus"}]
+    with pytest.raises(CommandExecutionError, match="no bus"):
+        redis_server.status("6379", ask=False)
+
+
+@pytest.mark.parametrize("content", ["", "x", "0", "99999999", "1", str(os.getpid())])
+def test_a_pid_file_counts_only_for_a_redis(redis_server, tmp_path, monkeypatch, content):
+    redis_server.redis["service_manager"] = "sysv"
+    pid_file = tmp_path / "6379.pid"
+    monkeypatch.setattr(redis_server, "_pid_file", lambda wish: str(pid_file))
+    monkeypatch.setattr(redis_server, "_INIT_DIR", str(tmp_path))
+    monkeypatch.setattr(redis_server, "_RC_LINKS", str(tmp_path))
+    pid_file.write_text(content)
+    facts = redis_server.status("6379", ask=False)
+    assert (facts["active"], facts["pid"], facts["loaded"], facts["enabled"]) == ("inactive", 0, False, False)
+    assert redis_server.calls == []
+
+
+def test_boot_links_of_an_init_script(redis_server, tmp_path, monkeypatch):
+    monkeypatch.setattr(redis_server, "_INIT_DIR", str(tmp_path / "init.d"))
+    monkeypatch.setattr(redis_server, "_RC_LINKS", str(tmp_path / "rc?.d"))
+    (tmp_path / "rc2.d").mkdir()
+    for name in ("K01redis_6379", "S01redis_63790", "S1redis_6379"):
+        (tmp_path / "rc2.d" / name).touch()
+    assert redis_server._script_facts(INSTANCE)["enabled"] is False
+    (tmp_path / "rc2.d" / "S01redis_6379").touch()
+    assert redis_server._script_facts(INSTANCE)["enabled"] is True
+    found = redis_server.service_files("6379", "sysv")
+    assert sorted(map(os.path.basename, found)) == ["K01redis_6379", "S01redis_6379"]
+    with pytest.raises(SaltInvocationError, match="no service manager"):
+        redis_server.service_files("6379", "upstart")
+
+
+# Data ---------------------------------------------------------------------------------------------------------------
+
+
+class Server:
+    """A running Redis as far as the restart asks it."""
+
+    def __init__(self, persistence=None, **config):
+        self.persistence = {"rdb_last_bgsave_status": "ok", "aof_last_write_status": "ok", "loading": 0}
+        self.persistence |= {"aof_enabled": 1, "aof_last_bgrewrite_status": "ok", **(persistence or {})}
+        self.config = {
+            "appendonly": "yes",
+            "save": "60 1",
+            "dir": "/var/redis/6379",
+            "dbfilename": "dump.rdb",
+            **config,
+        }
+        self.said = []
+
+    def info(self, section):
+        return self.persistence if section == "persistence" else {"db0": {"keys": 3}, "db1": {"keys": 4}}
+
+    def config_get(self, name):
+        return {name: self.config[name]} if name in self.config else {}
+
+    def config_set(self, name, value):
+        self.said.append((name, value))
+        self.config[name] = value
+
+
+def make_safe(redis_server, server, **directives):
+    redis_server._connect = lambda wish: server
+    redis_server._redis_package = lambda: pytest.importorskip("redis")
+    lines = [[name, value] for name, value in directives.items()]
+    return redis_server._make_safe({**INSTANCE, "directives": lines}, {"pid": os.getpid()})
+
+
+def test_a_server_that_appends_is_safe_to_stop(redis_server):
+    server = Server()
+    assert make_safe(redis_server, server, appendonly="yes")[:2] == (7, [])
+    assert server.said == []
+
+
+def test_aof_is_switched_on_before_a_start_that_reads_nothing_else(redis_server):
+    server = Server(appendonly="no")
+    _, notes, undo = make_safe(redis_server, server, appendonly="yes")
+    assert (server.said, undo) == ([("appendonly", "yes")], None)
+    assert notes
+    with pytest.raises(CommandExecutionError, match="first AOF"):
+        make_safe(redis_server, Server({"aof_last_bgrewrite_status": "err"}, appendonly="no"), appendonly="yes")
+
+
+def test_a_snapshot_is_asked_for_where_nothing_else_saves(redis_server):
+    server = Server(save="")
+    _, notes, undo = make_safe(redis_server, server, appendonly="no")
+    assert server.said == [("save", "86400 1")] and notes
+    undo()
+    assert server.said[-1] == ("save", "")
+    server = Server()
+    assert make_safe(redis_server, server, appendonly="no")[2] is None
+    assert server.said == []
+
+
+@pytest.mark.parametrize(
+    ("persistence", "appendonly"),
+    [({"rdb_last_bgsave_status": "err"}, "no"), ({"aof_last_write_status": "err"}, "yes")],
+)
+def test_a_server_that_cannot_save_is_not_stopped(redis_server, persistence, appendonly):
+    with pytest.raises(CommandExecutionError, match="a stop (could|would) lose keys"):
+        make_safe(redis_server, Server(persistence), appendonly=appendonly)
+
+
+def test_a_busy_server_is_waited_for_and_then_left_alone(redis_server, monkeypatch):
+    monkeypatch.setattr(redis_server, "_BUSY", 0.3)
+    with pytest.raises(CommandExecutionError, match="busy for 0.3 s .rdb_bgsave_in_progress."):
+        make_safe(redis_server, Server({"rdb_bgsave_in_progress": 1}), appendonly="yes")
+
+
+@pytest.mark.parametrize("name", ["dir", "dbfilename"])
+def test_a_server_whose_data_would_lie_elsewhere_is_not_stopped(redis_server, name):
+    with pytest.raises(CommandExecutionError, match=f"{name} is '.*' and would be 'other'"):
+        make_safe(redis_server, Server(), appendonly="yes", **{name: "other"})
+
+
+def test_a_server_that_lets_nobody_in_is_stopped_only_if_it_appends(redis_server, tmp_path):
+    with pytest.raises(CommandExecutionError, match="another password"):
+        make_safe(redis_server, None, appendonly="yes")
+    wish = {**INSTANCE, "dir": str(tmp_path), "directives": [["appendonly", "yes"]]}
+    with open(tmp_path / "appendonly.aof.1.incr.aof", "w"):
+        assert redis_server._make_safe(wish, {"pid": os.getpid()})[0] is None
+        with pytest.raises(CommandExecutionError, match="another password"):
+            redis_server._make_safe({**wish, "directives": []}, {"pid": os.getpid()})
+
+
+@pytest.mark.parametrize(
+    ("files", "appendonly", "refused"),
+    [
+        (["dump.rdb"], "yes", True),
+        (["dump.rdb"], "no", False),
+        (["dump.rdb", "appendonly.aof"], "yes", False),
+        (["dump.rdb", "appendonlydir"], "yes", False),
+        ([], "yes", False),
+    ],
+)
+def test_a_snapshot_that_nobody_would_read_stops_the_start(redis_server, tmp_path, files, appendonly, refused):
+    for name in files:
+        (tmp_path / name).write_text("data")
+    wish = {**INSTANCE, "dir": str(tmp_path), "directives": [["appendonly", appendonly]]}
+    if refused:
+        with pytest.raises(CommandExecutionError, match="would start empty"):
+            redis_server._refuse_unread_snapshot(wish)
+    else:
+        redis_server._refuse_unread_snapshot(wish)
+
+
+def test_keys_that_are_gone_after_a_restart_are_told(redis_server):
+    record = {"keys": 3}
+    assert redis_server._done(record, "restarted", new={"info": {"db0": {"keys": 1}}})["result"] is True
+    record = {"keys": 3}
+    done = redis_server._done(record, "restarted", new={"info": {"redis_version": "8"}})
+    assert done["result"] is False and "had keys before and has none now" in done["comment"]
+
+
+# The client ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("version", "suits"), [("", False), ("4.6.0", False), ("5.0.0", True), ("7.4.1", True), ("8.0.0", False)]
+)
+def test_a_client_suits_by_its_version(redis_server, monkeypatch, version, suits):
+    monkeypatch.setattr(redis_server.importlib.util, "find_spec", lambda name: version or None)
+    monkeypatch.setattr(redis_server.importlib.metadata, "version", lambda name: version)
+    assert redis_server.client() == {"version": version, "wanted": "redis>=5,<8", "suits": suits}
+
+
+def test_pips_words_are_told(redis_server):
+    redis_server.__salt__["pip.install"] = lambda pkgs: {
+        "retcode": 1,
+        "stdout": "",
+        "stderr": "No matching distribution",
+    }
+    with pytest.raises(CommandExecutionError, match="No matching distribution"):
+        redis_server.client_install()

@@ -1,0 +1,252 @@
+"""The decisions of _states/redis_server.py, with the execution module's answers given."""
+
+from __future__ import annotations
+
+import pytest
+from salt.exceptions import CommandExecutionError, SaltInvocationError
+
+BUILD = "7.0.15-abc"
+SOURCE = {"source": "/packages/redis-7.0.15.tar.gz", "source_hash": "sha256=00"}
+
+
+def facts(**more):
+    found = {"unit": "redis_6379", "loaded": True, "enabled": True, "active": "active", "pid": 10, "stale": []}
+    return found | {"needs_reload": False, "info": {"process_id": more.get("pid", 10)}, "info_error": "", **more}
+
+
+GOOD = facts(pid=11)
+STOPPED = {"active": "inactive", "pid": 0, "info": None}
+
+
+@pytest.fixture
+def state(load):
+    """The state module; ``state.answers``: each function's answers in order, the last stays; ``state.acts``: the rest."""
+    module = load("_states/redis_server.py")
+    module.__opts__ = {"test": False}
+    module.acts, module.answers = [], {}
+
+    class Functions(dict):
+        def __missing__(self, name):
+            def call(*args, **kwargs):
+                given = module.answers.get(name.partition(".")[2])
+                if given is None:
+                    module.acts.append((name, *args))
+                    return {"result": True, "comment": "done"}
+                answer = given.pop(0) if len(given) > 1 else given[0]
+                if isinstance(answer, Exception):
+                    raise answer
+                return answer
+
+            return call
+
+    module.__salt__ = Functions()
+    return module
+
+
+def acts(state):
+    return [act[0].partition(".")[2] for act in state.acts]
+
+
+# running ------------------------------------------------------------------------------------------------------------
+
+NEEDS = {
+    "new unit": (
+        facts(loaded=False, enabled=False, **STOPPED),
+        ["reload_manager", "enable", "start"],
+        "loaded anew, enabled at boot, started",
+    ),
+    "disabled": (facts(enabled=False), ["enable"], "enabled at boot"),
+    "stopped": (facts(**STOPPED), ["start"], "started"),
+    "failed": (facts(**{**STOPPED, "active": "failed"}), ["start"], "started"),
+    "starting again and again": (facts(**{**STOPPED, "active": "activating"}), ["start"], "started"),
+    "older than its config": (facts(stale=["changed: /c"]), ["restart"], "restarted, because changed: /c"),
+    "another build": (facts(stale=["it runs /a, not /b"]), ["restart"], "restarted, because it runs /a, not /b"),
+    "an older unit is loaded": (
+        facts(needs_reload=True),
+        ["reload_manager", "restart"],
+        "loaded anew, restarted, because it runs with an older unit",
+    ),
+    "stale and deaf": (facts(stale=["changed: /c"], info=None), ["restart"], "restarted, because changed: /c"),
+}
+
+
+@pytest.mark.parametrize("need", NEEDS)
+def test_running_does_what_is_needed_and_asks_again(state, need):
+    found, wanted, _ = NEEDS[need]
+    state.answers["status"] = [found, GOOD]
+    ret = state.running("6379")
+    assert (ret["result"], acts(state)) == (True, wanted), ret
+    assert ret["changes"]
+
+
+@pytest.mark.parametrize("need", NEEDS)
+def test_running_announces_and_touches_nothing(state, need):
+    state.__opts__["test"] = True
+    state.answers["status"] = [NEEDS[need][0]]
+    ret = state.running("6379")
+    assert (ret["result"], acts(state)) == (None, [])
+    assert ret["comment"] == f"redis_6379 would be {NEEDS[need][2]}"
+    assert ret["changes"]
+
+
+@pytest.mark.parametrize("test", [False, True])
+def test_running_leaves_what_is_right_alone(state, test):
+    state.__opts__["test"] = test
+    state.answers["status"] = [GOOD]
+    ret = state.running(6379)
+    assert ret == {"name": 6379, "result": True, "changes": {}, "comment": "redis_6379 serves, pid 11"}
+    assert acts(state) == []
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (facts(info=None, info_error="TimeoutError: slow"), "does not answer: TimeoutError: slow"),
+        (facts(info={"process_id": 99}), "its port is answered by process 99"),
+    ],
+)
+def test_running_fails_for_a_server_that_is_right_and_does_not_serve(state, found, words):
+    state.answers["status"] = [found]
+    ret = state.running("6379")
+    assert (ret["result"], ret["changes"], acts(state)) == (False, {}, [])
+    assert words in ret["comment"]
+
+
+def test_running_fails_with_the_records_words(state):
+    state.answers["status"] = [facts(**STOPPED)]
+    state.answers["start"] = [{"result": False, "comment": "redis_6379 did not start; its log ends with:\nboom"}]
+    ret = state.running("6379")
+    assert (ret["result"], ret["comment"]) == (False, "redis_6379 did not start; its log ends with:\nboom")
+
+
+def test_running_fails_when_it_is_still_different(state):
+    state.answers["status"] = [facts(enabled=False)]
+    ret = state.running("6379")
+    assert (ret["result"], ret["comment"]) == (False, "redis_6379 is still to be enabled at boot")
+
+
+def test_a_watched_change_is_announced_although_the_files_are_still_old(state):
+    state.__opts__["test"] = True
+    state.answers["status"] = [GOOD]
+    ret = state.mod_watch("6379", sfun="running", __reqs__={})
+    assert (ret["result"], bool(ret["changes"])) == (None, True)
+    state.__opts__["test"] = False
+    ret = state.mod_watch("6379", sfun="running")
+    assert (ret["result"], ret["changes"], acts(state)) == (True, {}, [])
+    assert state.mod_watch("6379", sfun="config")["result"] is False
+
+
+# built --------------------------------------------------------------------------------------------------------------
+
+
+def build(**more):
+    return {"build": BUILD, "present": True, "current": BUILD, "leftovers": [], **more}
+
+
+RECORD = {"build": BUILD, "compiled": True, "seconds": 30.0, "old": "", "current": BUILD}
+
+
+@pytest.mark.parametrize("test", [False, True])
+@pytest.mark.parametrize(
+    ("found", "changes"),
+    [
+        (build(present=False, current=""), {"built", "current"}),
+        (build(present=False), {"built"}),
+        (build(current="6.2.0-old"), {"current"}),
+        (build(leftovers=[".build-x"]), {"removed"}),
+        (build(), set()),
+    ],
+)
+def test_built(state, test, found, changes):
+    state.__opts__["test"] = test
+    state.answers = {"build_facts": [found, build()], "build": [RECORD], "source_check": ["it has the digest wanted"]}
+    ret = state.built("7.0.15", **SOURCE)
+    assert set(ret["changes"]) == changes
+    assert ret["result"] is (None if test and changes else True)
+    assert ("has the digest" in ret["comment"]) is (test and not found["present"])
+
+
+def test_built_fails_in_test_mode_for_a_tarball_that_is_wrong(state):
+    state.__opts__["test"] = True
+    state.answers = {"build_facts": [build(present=False)], "source_check": [CommandExecutionError("not the one")]}
+    ret = state.built("7.0.15", **SOURCE)
+    assert (ret["result"], ret["comment"], acts(state)) == (False, "not the one", [])
+
+
+def test_built_fails_when_it_is_still_not_there(state):
+    state.answers = {"build_facts": [build(present=False)], "build": [RECORD]}
+    ret = state.built("7.0.15", **SOURCE)
+    assert ret["result"] is False
+    assert "still not in place: built" in ret["comment"]
+
+
+# Files and links ----------------------------------------------------------------------------------------------------
+
+WISHES = {
+    "client": (
+        lambda state: state.client_installed("x"),
+        "client",
+        [{"suits": False, "version": "", "wanted": "r"}, {"suits": True, "version": "7.4.1", "wanted": "r"}],
+        "client_install",
+    ),
+    "links": (lambda state: state.linked("/b"), "links", [{"/b/redis-cli": {"old": "", "new": "/t"}}, {}], "link"),
+    "no links": (lambda state: state.unlinked("/b"), "linked", [["/b/redis-cli"], []], "unlink"),
+    "no builds": (
+        lambda state: state.builds_absent("/opt/redis"),
+        "prefix_facts",
+        [{"there": True, "ours": [BUILD], "others": []}, {"there": False, "ours": [], "others": []}],
+        "builds_remove",
+    ),
+    "config": (lambda state: state.config("/c", 6379), "config_diff", [{"diff": "+port"}, {}], "config_write"),
+    "no service": (
+        lambda state: state.service_absent(6379, "sysv"),
+        "service_files",
+        [["/etc/init.d/redis_6379"], []],
+        "service_remove",
+    ),
+}
+
+
+@pytest.mark.parametrize("wish", WISHES)
+def test_a_wish_is_announced_then_done_then_left_alone(state, wish):
+    call, fact, (wrong, right), act = WISHES[wish]
+    state.__opts__["test"] = True
+    state.answers = {fact: [wrong], "config_check": ["fine"]}
+    ret = call(state)
+    assert (ret["result"], bool(ret["changes"]), acts(state)) == (None, True, [])
+
+    state.__opts__["test"] = False
+    state.answers = {fact: [wrong, right]}
+    ret = call(state)
+    assert (ret["result"], bool(ret["changes"]), acts(state)) == (True, True, [act])
+
+    state.answers = {fact: [right]}
+    ret = call(state)
+    assert (ret["result"], ret["changes"], acts(state)) == (True, {}, [act])
+
+    state.answers = {fact: [wrong]}  # the act has no effect
+    assert call(state)["result"] is False
+
+
+def test_builds_of_nobody_keep_the_prefix(state):
+    state.answers = {"prefix_facts": [{"there": True, "ours": [], "others": ["mine"]}]}
+    ret = state.builds_absent("/opt/redis")
+    assert (ret["result"], ret["changes"], ret["comment"]) == (True, {}, "/opt/redis stays, it holds mine")
+
+
+def test_a_config_is_judged_in_test_mode_too(state):
+    state.__opts__["test"] = True
+    state.answers = {"config_diff": [{"diff": "+x"}], "config_check": [CommandExecutionError("Redis refuses")]}
+    ret = state.config("/c", "6379")
+    assert (ret["result"], ret["comment"], acts(state)) == (False, "Redis refuses", [])
+
+
+@pytest.mark.parametrize("error", [CommandExecutionError, SaltInvocationError])
+def test_no_state_raises(state, error):
+    state.answers = {
+        name: [error("a sentence")] for name in (*(wish[1] for wish in WISHES.values()), "status", "build_facts")
+    }
+    for call in [wish[0] for wish in WISHES.values()]:
+        assert (call(state)["result"], call(state)["comment"]) == (False, "a sentence")
+    for ret in (state.running("6379"), state.mod_watch("6379"), state.built("7.0.15", **SOURCE)):
+        assert (ret["result"], ret["comment"]) == (False, "a sentence")
