@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import threading
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import pytest
 
-from test.hosts import app as app_on
+from test.hosts import app
+from test.hosts.harness import images
+from test.hosts.harness.fixtures import boot
 from test.hosts.harness.host import Host
 from test.hosts.lab import REPO, Master, StateRun, apply_locally, make_masterless, redis_version, tarball
 
@@ -66,16 +70,14 @@ def main_pids(host: Host) -> tuple:
     )
 
 
-def converge_site(make_host, image: str, pillar: dict, app: bool) -> Site:
-    """Bring up a master and a bare host, and run the formula: in test mode, for real, and once more."""
-    tag = f"{image}{'app' if app else 'min'}".replace("-", "")
-    master_host = make_host(f"m-{tag}", image=image)
-    host = make_host(f"h-{tag}", image=image)
-    master_host.write("/etc/salt/master.d/redis_sidekiq.conf", app_on.reactor_config(host.name))
-    master = Master(master_host, pillar)
+def converge_site(image: str) -> Site:
+    """Bring up a master and a bare host with the demo's pillar, and run the formula: in test mode, for real, once more."""
+    tag = image.replace("-", "")
+    master_host, host = boot(f"m-{tag}", image), boot(f"h-{tag}", image)
+    master_host.write("/etc/salt/master.d/redis_sidekiq.conf", app.reactor_config(host.name))
+    master = Master(master_host, demo_pillar(image))
     master.attach(host)
-    if app:
-        app_on.release(host, "1")
+    app.release(host, "1")
     before = host_facts(host)
     announced = master.apply(host, test=True)
     after = host_facts(host)
@@ -84,20 +86,6 @@ def converge_site(make_host, image: str, pillar: dict, app: bool) -> Site:
     pids, facts = main_pids(host), host_facts(host)
     second = master.apply(host)
     return Site(master, host, announced, touched, first, pids, second, main_pids(host), facts)
-
-
-@pytest.fixture(scope="session")
-def sites(session_hosts):
-    """Return a function of (image, kind) that gives a converged site, made at its first use in this session."""
-    made: dict[tuple, Site] = {}
-
-    def site(image: str, kind: str = "demo") -> Site:
-        if (image, kind) not in made:
-            pillar = demo_pillar(image) if kind == "demo" else minimal_pillar(image)
-            made[image, kind] = converge_site(session_hosts, image, pillar, app=kind == "demo")
-        return made[image, kind]
-
-    return site
 
 
 @dataclass
@@ -117,20 +105,86 @@ class Masterless:
     image: str
 
 
+def converge_masterless(image: str) -> Masterless:
+    """Run the formula on a bare host without a master, with the minimal pillar, and make an image of the host."""
+    host = boot(f"l-{image}", image)
+    make_masterless(host, minimal_pillar(image))
+    first, second = apply_locally(host), apply_locally(host)
+    facts = host_facts(host)
+    host.power_off()
+    return Masterless(first, second, facts, host.snapshot(f"{image}-converged"))
+
+
+class Background:
+    """Makes what takes minutes in a thread of its own, in the order of the tests that need it: a second core has
+    nothing else to do while the fast layers run. A failure reaches the tests that ask for the result.
+    """
+
+    MAKERS = {"sites": converge_site, "masterless": converge_masterless}
+
+    def __init__(self) -> None:
+        self.made: dict[tuple[str, str], Future] = {}
+
+    def plan(self, items: list) -> None:
+        """Begin to make what these tests will ask for."""
+        for item in items:
+            image = getattr(item, "callspec", None) and item.callspec.params.get("image") or "bookworm"
+            for kind in self.MAKERS.keys() & set(item.fixturenames):
+                self.made.setdefault((kind, image), Future())
+        if any("hosts" in item.path.parts for item in items):
+            threading.Thread(target=self._make_all, daemon=True).start()
+
+    def get(self, kind: str, image: str):
+        """Return what was made, wait for it, or make it now if no test was known to want it."""
+        if (kind, image) not in self.made:
+            self.made[kind, image] = Future()
+            self._make(kind, image)
+        return self.made[kind, image].result()
+
+    def _make_all(self) -> None:
+        try:
+            images.prepare()
+        except Exception as err:  # noqa: BLE001 (told by every test that waits)
+            for future in self.made.values():
+                future.set_exception(err)
+            return
+        for kind, image in list(self.made):
+            self._make(kind, image)
+
+    def _make(self, kind: str, image: str) -> None:
+        try:
+            self.made[kind, image].set_result(self.MAKERS[kind](image))
+        except BaseException as err:  # noqa: BLE001 (told by the test that asks)
+            self.made[kind, image].set_exception(err)
+
+
+background = Background()
+
+
+def pytest_collection_modifyitems(items: list) -> None:
+    """First what needs no converged host, while those are made; last what wants the machine for itself."""
+
+    def turn(item) -> int:
+        if "hosts" not in item.path.parts:
+            return 0
+        return 3 if item.path.name == "test_bench.py" else 2 if Background.MAKERS.keys() & set(item.fixturenames) else 1
+
+    items.sort(key=turn)
+
+
+def pytest_collection_finish(session) -> None:
+    """Begin with what takes minutes, once it is known which tests run."""
+    if not session.config.option.collectonly:
+        background.plan(session.items)
+
+
 @pytest.fixture(scope="session")
-def masterless(session_hosts):
+def sites(hosts_gone_at_the_end):
+    """Return a function of (image) that gives a converged site, made once in a session."""
+    return lambda image: background.get("sites", image)
+
+
+@pytest.fixture(scope="session")
+def masterless(hosts_gone_at_the_end):
     """Return a function of (image) that gives a masterless host's runs and image, with the minimal pillar."""
-    made: dict[str, Masterless] = {}
-
-    def converged(image: str) -> Masterless:
-        if image not in made:
-            host = session_hosts(f"l-{image}", image=image)
-            make_masterless(host, minimal_pillar(image))
-            first, second = apply_locally(host), apply_locally(host)
-            facts = host_facts(host)
-            host.power_off()
-            made[image] = Masterless(first, second, facts, host.snapshot(f"{image}-converged"))
-            host.down()
-        return made[image]
-
-    return converged
+    return lambda image: background.get("masterless", image)

@@ -89,7 +89,7 @@ time.sleep(600)
 """
 
 
-def test_a_host_goes_with_its_owner_even_if_that_is_killed(_prepared):
+def test_a_host_goes_with_its_owner_even_if_that_is_killed(hosts_gone_at_the_end):
     owner = subprocess.Popen([sys.executable, "-c", OWNER.format(repo=str(REPO))], stdout=subprocess.PIPE, text=True)
     assert owner.stdout.readline() == "up\n"
     leader = Host("harness-orphan").leader

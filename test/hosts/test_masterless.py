@@ -2,8 +2,9 @@
 
 import pytest
 
-from test.hosts.conftest import host_facts
-from test.hosts.lab import apply_locally
+from test.hosts import app
+from test.hosts.conftest import demo_pillar, host_facts
+from test.hosts.lab import apply_locally, put_pillar
 
 IMAGES = ["bookworm", "trixie"]
 
@@ -23,8 +24,13 @@ def test_sidekiq_waits_for_the_first_deploy(masterless, image):
     assert units["sidekiq.service"]["ActiveState"] == "inactive"
 
 
-def test_masterless_host_is_the_same_as_one_with_a_master(masterless, sites):
-    assert masterless("bookworm").facts == sites("bookworm", "minimal").facts
+def test_masterless_host_is_the_same_as_one_with_a_master(masterless, sites, make_host):
+    host = make_host("same", image=masterless("bookworm").image)
+    put_pillar(host, demo_pillar("bookworm"))
+    app.release(host, "1")
+    apply_locally(host).assert_ok()
+    apply_locally(host).assert_unchanged()
+    assert host_facts(host) == sites("bookworm").facts
 
 
 @pytest.mark.parametrize("image", IMAGES)

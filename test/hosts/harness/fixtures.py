@@ -6,7 +6,6 @@ import os
 
 import pytest
 
-from test.hosts.harness import images
 from test.hosts.harness.host import Host, HostError, prune
 
 # The hosts of this session that are up, for the report of a failure.
@@ -20,10 +19,9 @@ REPORTS = {
 }
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _prepared():
-    """Every image and package, made at the start: a test's time is its own."""
-    images.prepare()
+@pytest.fixture(scope="session")
+def hosts_gone_at_the_end():
+    """Take all hosts of this session down when it ends."""
     prune()
     yield
     for host in list(_up.values()):
@@ -32,21 +30,21 @@ def _prepared():
 
 
 @pytest.fixture(scope="session")
-def session_hosts(_prepared):
+def session_hosts(hosts_gone_at_the_end):
     """``session_hosts(name, image="bookworm")``: boot a host that stays until the session ends or it is taken down."""
-    return _boot
+    return boot
 
 
 @pytest.fixture
-def make_host(_prepared):
+def make_host(hosts_gone_at_the_end):
     """``make_host(name, image="bookworm")``: boot a host that goes with the test."""
     made: list[Host] = []
 
-    def boot(name: str, image: str = "bookworm") -> Host:
-        made.append(_boot(name, image))
+    def _boot(name: str, image: str = "bookworm") -> Host:
+        made.append(boot(name, image))
         return made[-1]
 
-    yield boot
+    yield _boot
     for host in made:
         _down(host)
 
@@ -61,7 +59,8 @@ def pytest_runtest_makereport(item, call):
     return report
 
 
-def _boot(name: str, image: str = "bookworm") -> Host:
+def boot(name: str, image: str = "bookworm") -> Host:
+    """Boot a host that does not outlive this session."""
     host = Host.up(name, image=image, owner_pid=os.getpid())
     _up[name] = host
     return host

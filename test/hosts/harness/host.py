@@ -320,7 +320,9 @@ class Host:
         raise HostError(f"{self.name} has no user {user!r}")
 
     def _write_record(self, **record) -> None:
-        (self.folder / "host.json").write_text(json.dumps(record))
+        draft = self.folder / ".host.json"
+        draft.write_text(json.dumps(record))
+        draft.rename(self.folder / "host.json")
 
     def _give_identity(self) -> None:
         root = self.folder / "root"
@@ -344,13 +346,14 @@ def all_hosts() -> list[Host]:
 
 
 def prune() -> None:
-    """Take away what dead owners left: hosts, snapshots, half-made folders, and the bridge after the last host."""
+    """Take away what dead owners left: hosts and snapshots."""
     for host in all_hosts():
-        owner = host.record["owner"]
-        if owner and not alive(owner["pid"], owner["born"]):
-            host.down()
-    with locked("hosts"):
-        for path in SNAPSHOTS.glob("*/snapshot.json"):
+        with contextlib.suppress(HostError):  # another process may take it down right now
+            owner = host.record["owner"]
+            if owner and not alive(owner["pid"], owner["born"]):
+                host.down()
+    for path in SNAPSHOTS.glob("*/snapshot.json"):
+        with contextlib.suppress(FileNotFoundError):
             owner = json.loads(path.read_text())["owner"]
             if not alive(owner["pid"], owner["born"]):
                 remove(path.parent)
