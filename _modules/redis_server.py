@@ -1718,12 +1718,12 @@ def _info(wish: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
 
 def _connect(wish: dict[str, Any]) -> Any:
     """
-    A client that got in, or one that nobody answers yet. With the password of the settings; with the one that the file
-    had before, for a server that runs since; without one. None: the server takes none of them.
+    A client that got in, or one that nobody answers yet. With the password of the settings; for a server that runs with
+    older ones, with that of the file, or the one that the file had before this run; without one. None: the server
+    takes none of them.
     """
     redis = _redis_package()
-    before = __context__.get("redis_server.passwords", {}).get(wish["name"], "")
-    for password in dict.fromkeys((wish["password"], before, "")):
+    for password in _passwords(wish):
         client = _client(host=_host(wish["bind"]), port=wish["port"], password=password)
         try:
             client.ping()
@@ -1736,6 +1736,13 @@ def _connect(wish: dict[str, Any]) -> Any:
                 continue
         return client
     return None
+
+
+def _passwords(wish: dict[str, Any]) -> Iterator[str]:
+    yield wish["password"]
+    yield _password_in(_file_facts(wish["config"]).get("text", ""))
+    yield __context__.get("redis_server.passwords", {}).get(wish["name"], "")
+    yield ""
 
 
 def _host(bind: list[str]) -> str:

@@ -112,10 +112,10 @@ def test_an_administrators_drop_in_restarts_once(redis_host):
     host = redis_host()
     before = pid(host)
     host.run(["mkdir", "-p", f"{UNIT}.d"])
-    host.write(f"{UNIT}.d/own.conf", "[Service]\nOOMScoreAdjust=-100\n")
+    host.write(f"{UNIT}.d/own.conf", "[Service]\nLimitNOFILE=12345\n")
     assert changed(apply_locally(host)) == {SERVES}
     assert pid(host) != before
-    assert host.run(["cat", f"/proc/{pid(host)}/oom_score_adj"]).stdout.strip() == "-100"
+    assert "12345" in host.run(["cat", f"/proc/{pid(host)}/limits"]).stdout
     apply_locally(host).assert_unchanged()
 
 
@@ -233,20 +233,40 @@ def test_a_server_that_was_stopped_or_disabled_is_back(redis_host):
     apply_locally(host).assert_unchanged()
 
 
+def quick_tarball(host) -> dict:
+    """A tarball on the host that "compiles" by copying the current build's programs: another digest, so another build."""
+    host.run(["mkdir", "-p", "/root/quick/redis/src"])
+    names = "redis-server redis-cli redis-benchmark redis-sentinel redis-check-aof redis-check-rdb"
+    folder = host.run(["readlink", "-f", "/opt/redis/current"]).stdout.strip()
+    host.write("/root/quick/redis/src/Makefile", f"{names}:\n\tcp {folder}/bin/$@ $@\n")
+    host.run(["tar", "czf", "/root/redis-7.0.15.tar.gz", "-C", "/root/quick", "redis"])
+    digest = host.run(["sha256sum", "/root/redis-7.0.15.tar.gz"]).stdout.split()[0]
+    return {"source": "/root/redis-7.0.15.tar.gz", "source_hash": f"sha256={digest}"}
+
+
 def test_another_build_is_compiled_once_and_the_server_follows(redis_host):
     host = redis_host()
     fill(host)
     before, old = pid(host), host.run(["readlink", "/opt/redis/current"]).stdout.strip()
-    configure(host, **tarball("8.0.2"))
-    run = apply_locally(host).assert_ok()
-    assert "redis_version:8.0.2" in app.redis(host, "info", "server")
+    built = "Redis 7.0.15 is built and in place"
+    configure(host, **quick_tarball(host))
+    announced = apply_locally(host, test=True).assert_ok()
+    assert changed(apply_locally(host)) == {built, SERVES} == set(announced.pending)
     assert (pid(host) != before, app.redis(host, "dbsize")) == (True, "300")
-    assert set(run.changed) == {"Redis 8.0.2 is built and in place", SERVES}
-    assert host.exists(f"/opt/redis/{old}/bin/redis-server")
-    # The link alone is wrong: no compiler, one restart.
-    host.run(["ln", "-sfn", old, "/opt/redis/current"])
-    assert changed(apply_locally(host)) == {"Redis 8.0.2 is built and in place"}
+    new = host.run(["readlink", "/opt/redis/current"]).stdout.strip()
+    assert host.run(["readlink", f"/proc/{pid(host)}/exe"]).stdout.strip() == f"/opt/redis/{new}/bin/redis-server"
     apply_locally(host).assert_unchanged()
+    # The way back takes no compiler, for the old build stays.
+    configure(host)
+    run = apply_locally(host)
+    assert changed(run) == {built, SERVES}
+    assert "compiled" not in run.states[built]["comment"]
+    assert host.run(["readlink", f"/proc/{pid(host)}/exe"]).stdout.strip() == f"/opt/redis/{old}/bin/redis-server"
+    # The link alone is wrong: the server is the right one already.
+    before = pid(host)
+    host.run(["ln", "-sfn", new, "/opt/redis/current"])
+    assert changed(apply_locally(host)) == {built}
+    assert (pid(host), app.redis(host, "dbsize")) == (before, "300")
 
 
 def test_files_of_others_stay(redis_host):
@@ -341,6 +361,7 @@ def test_clean_keeps_the_data_and_nothing_else(redis_host, manager):
     configure(host, {"appendonly": False, "save": []}, service_manager=manager)
     apply_locally(host).assert_ok()
     fill(host)
+    host.run(["cp", "-a", "/opt/redis", "/root/builds"])
     sls = "redis_sidekiq.redis.clean"
     announced = apply_locally(host, sls, test=True).assert_ok()
     assert app.redis(host, "ping") == "PONG"
@@ -350,6 +371,7 @@ def test_clean_keeps_the_data_and_nothing_else(redis_host, manager):
     assert "redis" not in host.run(["find", *places], check=False).stdout
     assert host.run(["pgrep", "-x", "redis-server"], check=False).stdout == ""
     assert host.run(["getent", "passwd", "redis-build"], check=False).returncode != 0
+    host.run(["cp", "-a", "/root/builds", "/opt/redis"])  # spares the compiler
     apply_locally(host).assert_ok()
     assert app.redis(host, "dbsize") == "300"
 

@@ -20,7 +20,7 @@ STOPPED = {"active": "inactive", "pid": 0, "info": None}
 
 @pytest.fixture
 def state(load):
-    """The state module; ``state.answers``: each function's answers in order, the last stays; ``state.acts``: the rest."""
+    """The state module; ``state.answers``: functions' answers in order, the last stays; ``state.acts``: the rest."""
     module = load("_states/redis_server.py")
     module.__opts__ = {"test": False}
     module.acts, module.answers = [], {}
