@@ -613,6 +613,8 @@ def restart(instance: str) -> dict[str, Any]:
             # Whatever went wrong while stopping, the server must not stay down.
             if _service_facts(wish, redis)["active"] in ("inactive", "failed"):
                 _launch(record, wish, redis, old)
+        if not record["new"]:
+            raise CommandExecutionError(f"{wish['unit']} was started by someone else while it was restarted; run again")
         sentence = f"{wish['unit']} was restarted: pid {old['pid']} before, {record['new']['pid']} now"
         _done(record, "; ".join([sentence, *notes]), new=record["new"])
     return record

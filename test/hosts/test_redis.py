@@ -234,7 +234,7 @@ def test_a_server_that_was_stopped_or_disabled_is_back(redis_host):
 
 
 def quick_tarball(host) -> dict:
-    """A tarball on the host that "compiles" by copying the current build's programs: another digest, so another build."""
+    """A tarball that "compiles" by copying the current build's programs: another digest, so another build."""
     host.run(["mkdir", "-p", "/root/quick/redis/src"])
     names = "redis-server redis-cli redis-benchmark redis-sentinel redis-check-aof redis-check-rdb"
     folder = host.run(["readlink", "-f", "/opt/redis/current"]).stdout.strip()
