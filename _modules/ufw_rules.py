@@ -26,6 +26,7 @@ import fcntl
 import glob
 import ipaddress
 import json
+import logging
 import os
 import re
 import socket
@@ -41,6 +42,8 @@ from salt.exceptions import CommandExecutionError, SaltInvocationError
 if TYPE_CHECKING:
     __salt__: dict[str, Any] = {}
     __opts__: dict[str, Any] = {}
+
+log = logging.getLogger(__name__)
 
 __virtualname__ = "ufw_rules"
 
@@ -1019,12 +1022,89 @@ def _enable(root):
         if not _starts_at_boot(root):
             raise CommandExecutionError("ufw.service could not be enabled: is it masked? See `systemctl status ufw`")
     if not facts["enabled"] or facts["gaps"]:
+        if not root:
+            _track_connections()
         try:
             said = _ufw(root, "--force", "enable")
         except CommandExecutionError as exc:
             _give_up(root, str(exc))
         _prove_in_force(root, said)
         _sync_files(root)
+
+
+# linux/netfilter/nfnetlink_conntrack.h, nf_conntrack_common.h, nf_conntrack_tcp.h
+NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_NEW = 1, 0
+NLM_F_REQUEST_NEW = 0x605  # REQUEST, ACK, EXCL, CREATE
+CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_STATUS, CTA_PROTOINFO, CTA_TIMEOUT = 1, 2, 3, 4, 7
+SEEN_REPLY_ASSURED_CONFIRMED, TCP_ESTABLISHED, BE_LIBERAL = 0b1110, 3, b"\x08\x08"
+FIVE_DAYS = 432000  # s, the kernel's own patience with a silent connection (nf_conntrack_tcp_timeout_established)
+
+
+def _track_connections():
+    """
+    Tell the kernel's connection tracking of the TCP connections that stand already. It only begins to look when the
+    first rule asks for it, and would take the next packet that comes in on an old connection for a new connection's:
+    a minion, which only listens to its master, would be deaf until its own keepalive, five minutes later.
+    """
+    try:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as netlink:
+            netlink.settimeout(5)
+            netlink.bind((0, 0))
+            for local, remote in _established():
+                netlink.send(_conntrack_message(local, remote))
+                code = -struct.unpack_from("=i", netlink.recv(1 << 16), 16)[0]
+                if code not in (0, errno.EEXIST):
+                    raise OSError(code, os.strerror(code))
+    except OSError as exc:
+        log.warning("Connections that stand may hang until this host sends something on them: %s", exc)
+
+
+def _established():
+    """The TCP connections of this host as pairs of (address, port), but for loopback, which UFW lets through."""
+    pairs = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for row in _read(table).splitlines()[1:]:
+            words = row.split()
+            if words[3] == "01":  # proc(5): ESTABLISHED
+                pairs.add((_endpoint(words[1]), _endpoint(words[2])))
+    return sorted((pair for pair in pairs if not pair[1][0].is_loopback), key=str)
+
+
+def _endpoint(text):
+    """``0100007F:1F90`` as (address, port): the address in words of 32 bits in this host's byte order."""
+    address, _, port = text.partition(":")
+    words = struct.pack(f"={len(address) // 8}I", *(int(address[at : at + 8], 16) for at in range(0, len(address), 8)))
+    address = ipaddress.ip_address(words)
+    return getattr(address, "ipv4_mapped", None) or address, int(port, 16)
+
+
+def _conntrack_message(local, remote):
+    tcp = _attribute(1, bytes([TCP_ESTABLISHED])) + _attribute(4, BE_LIBERAL) + _attribute(5, BE_LIBERAL)
+    body = b"".join(
+        (
+            struct.pack("=BBH", socket.AF_INET if local[0].version == 4 else socket.AF_INET6, 0, 0),
+            _attribute(CTA_TUPLE_ORIG, _tuple(local, remote), nested=True),
+            _attribute(CTA_TUPLE_REPLY, _tuple(remote, local), nested=True),
+            _attribute(CTA_STATUS, struct.pack("!I", SEEN_REPLY_ASSURED_CONFIRMED)),
+            _attribute(CTA_TIMEOUT, struct.pack("!I", FIVE_DAYS)),
+            _attribute(CTA_PROTOINFO, _attribute(1, tcp, nested=True), nested=True),
+        )
+    )
+    kind = NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_NEW
+    return struct.pack("=IHHII", 16 + len(body), kind, NLM_F_REQUEST_NEW, 1, 0) + body
+
+
+def _tuple(source, target):
+    first = 1 if source[0].version == 4 else 3  # CTA_IP_V4_SRC, CTA_IP_V6_SRC; the target's follows
+    addresses = _attribute(first, source[0].packed) + _attribute(first + 1, target[0].packed)
+    ports = _attribute(1, bytes([socket.IPPROTO_TCP]))
+    ports += b"".join(_attribute(at, struct.pack("!H", end[1])) for at, end in ((2, source), (3, target)))
+    return _attribute(1, addresses, nested=True) + _attribute(2, ports, nested=True)
+
+
+def _attribute(kind, data, nested=False):
+    length = 4 + len(data)
+    return struct.pack("=HH", length, kind | (0x8000 if nested else 0)) + data + bytes(-length % 4)
 
 
 def _prove_in_force(root, said):

@@ -146,6 +146,45 @@ def test_from_nothing_to_converged(host, outside):
     assert facts(host) == after
 
 
+# Connects, says nothing, and tells what it hears: a minion and its master's publications.
+LISTENER = """
+import socket, sys
+connection = socket.create_connection((sys.argv[1], 7000), 10)
+print("connected", flush=True)
+connection.settimeout(30)
+print(connection.recv(99).decode(), flush=True)
+"""
+SPEAKER = """
+import os, socket, sys, time
+server = socket.create_server(("", 7000))
+print("ready", flush=True)
+listener, _ = server.accept()
+web = socket.create_connection((sys.argv[1], 9999), 10)
+while not os.path.exists("/tmp/speak"):
+    time.sleep(0.05)
+listener.sendall(b"publication")
+web.settimeout(10)
+web.sendall(b"HEAD / HTTP/1.0\\r\\n\\r\\n")
+print(web.recv(99).decode().split()[1], flush=True)
+"""
+
+
+def test_connections_that_stand_go_on_though_they_were_silent(host, outside):
+    outside.run(["rm", "-f", "/tmp/speak"])
+    speaker = outside.popen(["python3", "-c", SPEAKER, host.address])
+    assert speaker.stdout.readline() == "ready\n"
+    listener = host.popen(["python3", "-c", LISTENER, outside.address])
+    assert listener.stdout.readline() == "connected\n"
+    time.sleep(0.5)
+    firewall(host, SSH).assert_ok()
+    assert not reaches(outside, host, 9999)
+    outside.run(["touch", "/tmp/speak"])
+    begun = time.monotonic()
+    assert listener.stdout.readline() == "publication\n"
+    assert speaker.stdout.readline() == "200\n"
+    assert time.monotonic() - begun < 3
+
+
 def test_run_that_changes_nothing_starts_no_process(host):
     firewall(host, SSH, HTTP).assert_ok()
     _, programs = host.processes_spawned(["salt-call", "--local", "state.apply", "fw"])

@@ -31,6 +31,8 @@ def connect(name: str, number: int) -> None:
     """Make a host's namespace and put it on the bridge."""
     _make_switch()
     disconnect(name)
+    # The kernel takes a namespace's interfaces away some time after the namespace; the number may be an earlier host's.
+    run(["ip", "-n", SWITCH, "link", "del", f"v{number}"], check=False)
     ns = namespace(name)
     run(["ip", "netns", "add", ns])
     run(["ip", "-n", ns, "link", "set", "lo", "up"])
