@@ -552,3 +552,16 @@ def test_commands_are_made_for_every_line_once(ufw_rules):
     wish = lines(ufw_rules, *random_rules(7, 20))
     commands = ufw_rules._commands(wish)
     assert sorted(itertools.chain(*commands.values())) == sorted(wish)
+
+
+@pytest.mark.parametrize(
+    ("text", "address", "port"),
+    [
+        ("0100007F:1F90", "127.0.0.1", 8080),
+        ("0202A8C0:0016", "192.168.2.2", 22),
+        ("0000000000000000FFFF00000202A8C0:0016", "192.168.2.2", 22),
+        ("B80D01200000000067452301EFCDAB89:0050", "2001:db8::123:4567:89ab:cdef", 80),
+    ],
+)
+def test_the_kernels_form_of_an_endpoint(ufw_rules, text, address, port):
+    assert [str(part) for part in ufw_rules._endpoint(text)] == [address, str(port)]
