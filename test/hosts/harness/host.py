@@ -21,6 +21,7 @@ from pathlib import Path
 from test.hosts.harness import images, network
 from test.hosts.harness.machine import (
     HOSTS,
+    LIVE,
     PACKAGES,
     REPO,
     SNAPSHOTS,
@@ -28,6 +29,7 @@ from test.hosts.harness.machine import (
     birth,
     last_words,
     locked,
+    mount_live,
     remove,
     run,
     unmount,
@@ -74,6 +76,7 @@ class Host:
             raise HostError(f"{name!r} is no name for a host: lower case, digits and - only")
         if image in images.RECIPES:
             images.prepare([image])
+        mount_live()
         prune()
         host = cls(name)
         host.down()
@@ -363,7 +366,13 @@ def down_all() -> None:
     """Take every host of this machine down, and the bridge."""
     for path in sorted(HOSTS.glob("*")):
         Host(path.name).down()
+    prune()
     network.remove_switch()
+    for folder in (HOSTS, SNAPSHOTS):
+        with contextlib.suppress(OSError):  # a snapshot of a test run that is at work stays
+            folder.rmdir()
+    if LIVE.exists() and not any(LIVE.iterdir()):
+        unmount(LIVE)
 
 
 def keep(name: str) -> None:

@@ -22,10 +22,12 @@ from test.hosts.harness.machine import (
     HOSTS,
     IMAGES,
     KEYRING,
+    LIVE,
     PACKAGES,
     REPO,
     SNAPSHOTS,
     locked,
+    mount_live,
     need_tools,
     remove,
     run,
@@ -149,7 +151,8 @@ def salt_layer(image: str) -> Path:
 @contextlib.contextmanager
 def builder(suite: str) -> Iterator[Path]:
     """Give a throw-away copy of a suite's base that reaches the package registries."""
-    work = CACHE / f"builder-{suite}-{os.getpid()}-{os.urandom(3).hex()}"
+    mount_live()
+    work = LIVE / f"builder-{suite}-{os.getpid()}-{os.urandom(3).hex()}"
     root = work / "root"
     try:
         mount_overlay([base(suite)], work)

@@ -17,7 +17,11 @@ from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[3]
 CACHE = Path(os.environ.get("HOSTS_CACHE", "/var/cache/redis-sidekiq-formula"))
-HOSTS, SNAPSHOTS, IMAGES, PACKAGES = (CACHE / name for name in ("hosts", "snapshots", "images", "packages"))
+IMAGES, PACKAGES = CACHE / "images", CACHE / "packages"
+# What goes with the hosts: in memory, where the machine has enough of it.
+LIVE = CACHE / "live"
+HOSTS, SNAPSHOTS = LIVE / "hosts", LIVE / "snapshots"
+MEMORY = 12 << 30  # bytes of memory from which on; a converged host takes half a GiB of it
 
 # Program -> Debian's package that has it.
 TOOLS = {
@@ -100,6 +104,15 @@ def birth(pid: int) -> int | None:
     except OSError:
         return None
     return None if fields[0] in "ZX" else int(fields[19])
+
+
+def mount_live() -> None:
+    """Put the folder for hosts into memory, unless the machine has little: there it stays on the disk."""
+    LIVE.mkdir(parents=True, exist_ok=True)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with locked("live"):
+        if memory >= MEMORY and not os.path.ismount(LIVE) and not any(LIVE.iterdir()):
+            run(["mount", "-t", "tmpfs", "-o", "size=70%,mode=755", "rs-live", LIVE])
 
 
 def unmount(path: Path) -> None:

@@ -28,7 +28,7 @@ REDIS = {
     "bookworm": ("7.0.15", "4b1dc4ee6d622a09fff9c6777191209750fb5e5a725ef78ea012d6eef4c22982"),
     "trixie": ("8.0.2", "caf3c0069f06fc84c5153bd2a348b204c578de80490c73857bee01d9b5d7401f"),
 }
-CLIENT = "redis>=5,<8"
+CLIENT = "redis>=5,<7.2"
 
 
 def prepare(suite: str) -> str:
