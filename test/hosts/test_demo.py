@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -43,7 +44,7 @@ def test_ctrl_c_leaves_nothing(demo):
             break
     assert left() == HOSTS
     # A terminal sends it to the whole group: make, the demo, and what that runs on the hosts.
-    subprocess.run(["kill", "-INT", f"-{process.pid}"], check=True)
+    os.killpg(process.pid, signal.SIGINT)
     assert process.wait(timeout=60) != 0
     assert left() == set()
 
@@ -78,7 +79,7 @@ def test_an_end_by_a_signal_leaves_nothing(demo):
         if "demo-web" in line:
             break
     owner = next(host.record["owner"]["pid"] for host in all_hosts() if host.name == "demo-master")
-    subprocess.run(["kill", f"-{signal.SIGKILL.value}", str(owner)], check=True)
+    os.kill(owner, signal.SIGKILL)
     until = time.monotonic() + 15
     while left():
         assert time.monotonic() < until

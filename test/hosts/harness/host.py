@@ -138,7 +138,7 @@ class Host:
         """Take the host down and away: processes, network, disk. Nothing happens for one that is not there."""
         with contextlib.suppress(FileNotFoundError, ValueError):
             keeper = int((self.folder / "keeper").read_text())
-            if _is_keeper(keeper, self.name):
+            if keeper != os.getpid() and _is_keeper(keeper, self.name):
                 os.kill(keeper, signal.SIGTERM)
                 self._wait(lambda: not _is_keeper(keeper, self.name), "has a keeper that does not end")
         if leader := self.leader:
@@ -401,7 +401,6 @@ def keep(name: str) -> None:
         if nspawn.returncode != 133:  # 133: it rebooted (systemd-nspawn's own exit status for that)
             break
     if owner and not alive(owner["pid"], owner["born"]):
-        (host.folder / "keeper").unlink()
         host.down()
 
 

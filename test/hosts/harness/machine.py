@@ -118,11 +118,16 @@ def mount_live() -> None:
 def unmount(path: Path) -> None:
     """Unmount everything at a path, however often something was mounted there."""
     while os.path.ismount(path):
-        run(["umount", "--lazy", path])
+        # Another process may be faster; what cannot be unmounted at all shows when its folder is removed.
+        if run(["umount", "--lazy", path], check=False).returncode:
+            time.sleep(0.1)
+            break
 
 
 def remove(path: Path) -> None:
     """Remove a folder that no mount is left in."""
     if any(line.split()[1].startswith(f"{path}/") for line in Path("/proc/mounts").read_text().splitlines()):
         raise RuntimeError(f"Something is mounted below {path}: it is not removed")
-    shutil.rmtree(path, ignore_errors=False) if path.exists() else None
+    while path.exists():
+        with contextlib.suppress(FileNotFoundError):  # another process removes it too
+            shutil.rmtree(path)

@@ -139,5 +139,5 @@ def test_the_example_configuration_is_a_working_one(repo, render):
 
     example = salt.utils.yaml.safe_load((repo / "docs/examples/master.d/redis_sidekiq.conf").read_text())
     assert example["reactor"] == [{"redis_sidekiq/deploy/*": ["salt://redis_sidekiq/reactor/deploy.sls"]}]
-    [(state, call)] = render("redis_sidekiq/deploy/shop", apps=example["redis_sidekiq"]["apps"]).items()
+    [(state, call)] = render("redis_sidekiq/deploy/app", apps=example["redis_sidekiq"]["apps"]).items()
     assert call["local.sidekiq.restart"][0] == {"tgt": ["web1.example.org"]}
