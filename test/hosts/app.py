@@ -14,13 +14,16 @@ HOME = "/srv/app"
 def release(host: Host, name: str) -> str:
     """Put the app under ``releases/NAME`` and point ``current`` at it in one rename, as Capistrano does.
 
-    Returns the release's folder. The deploy user owns it where that account exists already.
+    Returns the release's folder. The deploy user owns it; on a host where the formula has not made him yet, everybody
+    may write to it, since Bundler writes the app's Gemfile.lock when that starts.
     """
     folder = f"{HOME}/releases/{name}"
     host.run(["mkdir", "-p", f"{HOME}/releases"])
     host.copy_in(REPO / "test/app", folder)
     if host.run(["id", "deploy"], check=False).returncode == 0:
         host.run(["chown", "-R", "deploy:", HOME])
+    else:
+        host.run(["chmod", "-R", "a+rwX", folder])
     host.run(["ln", "-sfn", folder, f"{HOME}/current.new"])
     host.run(["mv", "-T", f"{HOME}/current.new", f"{HOME}/current"])
     return folder

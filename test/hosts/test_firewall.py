@@ -71,9 +71,10 @@ def host(request, prepared, make_host) -> Host:
     return host
 
 
-@pytest.fixture
-def outside(make_host) -> Host:
-    return make_host("fw-out")
+@pytest.fixture(scope="module")
+def outside(session_hosts) -> Host:
+    """The outside world: nothing of it changes, so one host stands for all tests."""
+    return session_hosts("fw-out")
 
 
 def firewall(host: Host, *rules: dict, test: bool = False, **wish) -> StateRun:

@@ -7,8 +7,10 @@ import pytest
 from test.hosts import app
 from test.hosts.lab import TARBALLS, Master, apply_locally, make_masterless, put_pillar, tarball
 
+VERSION = "7.0.15"
+TARBALL = f"redis-{VERSION}.tar.gz"
 # A build of its own beside the converged one: other flags, so the compiler runs.
-REBUILD = {**tarball("7.0.15"), "build": {"malloc": "libc"}}
+REBUILD = {**tarball(VERSION), "build": {"malloc": "libc"}}
 
 
 def pillar(redis: dict) -> dict:
@@ -35,109 +37,106 @@ def converged(masterless, make_host):
     return make_host("cut", image=masterless("bookworm").image)
 
 
-def test_killed_build_is_built_again(converged):
-    host = converged
-    put_pillar(host, pillar(REBUILD))
-    before = running_binary(host)
-    run = host.popen(["salt-call", "--local", "state.apply", "redis_sidekiq"])
-    wait_for(lambda: processes(host, "cc1"), 60, "the compiler runs")
-    time.sleep(2)
-    host.run(["pkill", "-9", "-f", "salt-call"])
-    run.wait(timeout=30)
-    assert running_binary(host) == before
-
-    again = apply_locally(host).assert_ok()
-    assert again.changed
-    assert running_binary(host) != before
-    assert not processes(host, "cc1")
-    assert host.run(["find", "/opt/redis", "-maxdepth", "1", "-name", ".*"]).stdout == ""
-    apply_locally(host).assert_unchanged()
-
-
-def test_power_cut_in_the_build(converged):
-    host = converged
-    put_pillar(host, pillar(REBUILD))
-    before = running_binary(host)
-    host.popen(["salt-call", "--local", "state.apply", "redis_sidekiq"])
-    wait_for(lambda: processes(host, "cc1"), 60, "the compiler runs")
-    host.power_cut()
-    host.start()
-    assert running_binary(host) == before
-    apply_locally(host).assert_ok()
-    assert running_binary(host) != before
-    apply_locally(host).assert_unchanged()
-
-
-def test_tampered_tarball_is_refused_before_it_is_unpacked(converged):
-    host = converged
-    before = running_binary(host)
-    host.run(["cp", "/packages/redis-8.0.2.tar.gz", "/root/redis-8.0.2.tar.gz"])
-    host.run(["sh", "-c", "printf x >> /root/redis-8.0.2.tar.gz"])
-    found = host.run(["sha256sum", "/root/redis-8.0.2.tar.gz"]).stdout.split()[0]
-    put_pillar(host, pillar({"source": "/root/redis-8.0.2.tar.gz", "source_hash": f"sha256={TARBALLS['8.0.2']}"}))
-    failed = apply_locally(host).failed
-    message = "\n".join(failed.values())
-    assert TARBALLS["8.0.2"] in message and found in message
-    assert running_binary(host) == before
-    assert host.run(["find", "/opt/redis", "-maxdepth", "1", "-name", "8.0.2*"]).stdout == ""
-
-    put_pillar(host, pillar(tarball("8.0.2")))
-    apply_locally(host).assert_ok()
-    assert "redis_version:8.0.2" in app.redis(host, "info", "server")
-    apply_locally(host).assert_unchanged()
-
-
 def test_failing_compiler_is_quoted_and_nothing_changes(converged):
     host = converged
     before = running_binary(host)
-    host.run(["sh", "-c", "cd /root && tar xzf /packages/redis-8.0.2.tar.gz && mv redis* broken"])
-    host.run(["sh", "-c", "cd /root && echo 'this is not C;' >> broken/src/server.c && tar czf redis-8.0.2.tar.gz broken"])
-    digest = host.run(["sha256sum", "/root/redis-8.0.2.tar.gz"]).stdout.split()[0]
-    put_pillar(host, pillar({"source": "/root/redis-8.0.2.tar.gz", "source_hash": f"sha256={digest}"}))
+    break_it = f"tar xzf /packages/{TARBALL} && mv redis* broken && echo 'not C;' >> broken/src/server.c"
+    host.run(["sh", "-c", f"cd /root && {break_it} && tar czf {TARBALL} broken"])
+    digest = host.run(["sha256sum", f"/root/{TARBALL}"]).stdout.split()[0]
+    put_pillar(host, pillar({**REBUILD, "source": f"/root/{TARBALL}", "source_hash": f"sha256={digest}"}))
     message = "\n".join(apply_locally(host).failed.values())
     assert "server.c" in message and "error:" in message
     assert running_binary(host) == before
 
 
-SLOW_SERVER = """
-import http.server, time
+SERVER = """
+import http.server, ssl, sys, time
 class Slow(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        data = open("/packages/redis-8.0.2.tar.gz", "rb").read()
+        data = open(sys.argv[1], "rb").read()
         self.send_response(200)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         for start in range(0, len(data), 65536):
             self.wfile.write(data[start : start + 65536])
             self.wfile.flush()
-            time.sleep(PAUSE)
-http.server.ThreadingHTTPServer(("", 8080), Slow).serve_forever()
+            time.sleep(float(sys.argv[2]))
+server = http.server.ThreadingHTTPServer(("", 8443), Slow)
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain("/root/cert.pem", "/root/key.pem")
+server.socket = context.wrap_socket(server.socket, server_side=True)
+server.serve_forever()
 """
 
 
-def test_killed_minion_in_the_download(converged, make_host):
-    """The minion of a real master is killed while its host downloads the tarball from a slow server."""
+def serve(host, pause: float):
+    """Serve the tarball by https on port 8443 of ``host``, with a pause in s after each 64 KiB."""
+    return host.popen(["python3", "-c", SERVER, f"/packages/{TARBALL}", str(pause)])
+
+
+def trust(host, server) -> None:
+    """Make a certificate for ``server``, and let Salt on ``host`` trust it."""
+    names = ["-subj", "/CN=download", "-addext", f"subjectAltName=IP:{server.address}"]
+    server.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", *names, "-keyout", "/root/key.pem", "-out", "/root/cert.pem"])
+    host.write("/etc/ssl/download.pem", server.run(["cat", "/root/cert.pem"]).stdout)
+    host.write("/etc/salt/minion.d/ca.conf", "ca_bundle: /etc/ssl/download.pem\n")
+
+
+def compiles(host) -> bool:
+    return processes(host, "cc1")
+
+
+def test_the_run_after_all_that_can_go_wrong_is_right(converged, make_host):
+    """A tampered tarball; the minion killed in the download; the run killed in the build; the power cut in the build.
+
+    One after the other on one host: what each leaves behind, the next and the last run have to cope with.
+    """
     host = converged
-    master = Master(make_host("cut-master"), pillar(tarball("7.0.15")))
-    server = master.host.popen(["python3", "-c", SLOW_SERVER.replace("PAUSE", "0.5")])
+    before = running_binary(host)
+    builds = host.run(["ls", "-A", "/opt/redis"]).stdout
+    master_host = make_host("cut-master")
+    master = Master(master_host, pillar(tarball(VERSION)))
+    trust(host, master_host)
+    server = serve(master_host, 0.5)
     master.attach(host)
-    source = {"source": f"http://{master.host.address}:8080/redis-8.0.2.tar.gz", "source_hash": TARBALLS["8.0.2"]}
-    put_pillar(master.host, pillar(source))
+
+    host.run(["sh", "-c", f"cp /packages/{TARBALL} /root && printf x >> /root/{TARBALL}"])
+    found = host.run(["sha256sum", f"/root/{TARBALL}"]).stdout.split()[0]
+    put_pillar(master_host, pillar({**REBUILD, "source": f"/root/{TARBALL}"}))
+    for test in (True, False):
+        message = "\n".join(master.apply(host, test=test).failed.values())
+        assert TARBALLS[VERSION] in message and found in message
+        assert running_binary(host) == before
+        assert host.run(["ls", "-A", "/opt/redis"]).stdout == builds
+
+    put_pillar(master_host, pillar({**REBUILD, "source": f"https://{master_host.address}:8443/{TARBALL}"}))
     master.salt(host.name, "--async", "state.apply", "redis_sidekiq", check=False)
     wait_for(lambda: connected(host), 60, "the download runs")
     host.run(["pkill", "-9", "-f", "salt-minion"])
-    assert "redis_version:7.0.15" in app.redis(host, "info", "server")
+    assert running_binary(host) == before
 
     server.kill()
-    host.run(["systemctl", "restart", "salt-minion"])
-    master.host.popen(["python3", "-c", SLOW_SERVER.replace("PAUSE", "0")])
+    serve(master_host, 0)
+    for cut in (lambda: host.run(["pkill", "-9", "-f", "salt-minion"]), host.power_cut):
+        if host.running:
+            host.run(["systemctl", "restart", "salt-minion"])
+        master.wait_for(host)
+        master.salt(host.name, "--async", "state.apply", "redis_sidekiq", check=False)
+        wait_for(lambda: compiles(host), 120, "the compiler runs")
+        time.sleep(2)
+        cut()
+        if host.running:
+            wait_for(lambda: not compiles(host), 5, "the compilers die with the run")
+    host.start()
+    assert running_binary(host) == before
+
     master.wait_for(host)
-    wait_for(lambda: not master.call(host, "saltutil.running"), 60, "the interrupted job is over")
     master.apply(host).assert_ok()
-    assert "redis_version:8.0.2" in app.redis(host, "info", "server")
+    assert running_binary(host) != before
+    assert host.run(["find", "/opt/redis", "-maxdepth", "1", "-name", ".*"]).stdout == ""
     master.apply(host).assert_unchanged()
 
 
 def connected(host) -> bool:
-    """Whether ``host`` has a connection to port 8080 of another."""
-    return ":8080" in host.run(["ss", "-Htn", "state", "established", "dport", "=", ":8080"]).stdout
+    """Whether ``host`` has a connection to port 8443 of another."""
+    return ":8443" in host.run(["ss", "-Htn", "state", "established", "dport", "=", ":8443"]).stdout
