@@ -173,6 +173,10 @@ class Master:
         done = self.host.run(argv, check=check, timeout=timeout + 60)
         return json.loads(done.stdout) if done.stdout.strip().startswith("{") else {}
 
+    def start(self, host: Host, *words: str) -> None:
+        """Begin a function on the minion of ``host``, and wait for nothing."""
+        self.host.run(["salt", "--async", host.name, *words])
+
     def call(self, host: Host, *words: str, check: bool = True, timeout: float = 600) -> object:
         """Run one function on the minion of ``host`` and return what it returned."""
         return self.salt(host.name, *words, check=check, timeout=timeout).get(host.name)

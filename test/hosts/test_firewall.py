@@ -267,9 +267,9 @@ def test_reboot_keeps_it_on(host, outside):
     "damage",
     [
         "/usr/lib/ufw/ufw-init stop",
-        "iptables -D ufw-user-input 2",
+        pytest.param("iptables -D ufw-user-input 2", marks=pytest.mark.soak),
         "ip6tables -P INPUT ACCEPT",
-        "sed -i /^COMMIT/d /etc/ufw/user.rules",
+        pytest.param("sed -i /^COMMIT/d /etc/ufw/user.rules", marks=pytest.mark.soak),
         "head -c 700 /etc/ufw/user6.rules > /tmp/x; cat /tmp/x > /etc/ufw/user6.rules",
         "systemctl disable ufw",
     ],
@@ -334,7 +334,7 @@ def test_two_runs_at_once(host):
 
 
 @pytest.mark.parametrize("moments", [(14, 19, 24), pytest.param(range(8, 34, 2), marks=pytest.mark.soak)])
-@pytest.mark.parametrize("start", ["off", "allow", "clean"])
+@pytest.mark.parametrize("start", ["off", pytest.param("allow", marks=pytest.mark.soak), "clean"])
 def test_run_that_is_cut_off_never_shuts_out_ssh(host, outside, start, moments):
     """kill -9 to the whole run, ufw too, at moments spread over it; then ssh answers, and the next run is right."""
     web = {"name": "no", "port": 80, "action": "deny", "from": "192.0.2.0/24"}

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from test.hosts import app
-from test.hosts.lab import TARBALLS, Master, apply_locally, make_masterless, put_pillar, tarball
+from test.hosts.lab import TARBALLS, Master, apply_locally, put_pillar, tarball
 
 VERSION = "7.0.15"
 TARBALL = f"redis-{VERSION}.tar.gz"
@@ -28,8 +28,8 @@ def wait_for(condition, seconds: float, what: str) -> None:
         time.sleep(0.1)
 
 
-def processes(host, name: str) -> bool:
-    return host.run(["pgrep", "-x", name], check=False).returncode == 0
+def compiles(host) -> bool:
+    return host.run(["pgrep", "-x", "cc1"], check=False).returncode == 0
 
 
 @pytest.fixture
@@ -76,14 +76,11 @@ def serve(host, pause: float):
 
 def trust(host, server) -> None:
     """Make a certificate for ``server``, and let Salt on ``host`` trust it."""
-    names = ["-subj", "/CN=download", "-addext", f"subjectAltName=IP:{server.address}"]
-    server.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", *names, "-keyout", "/root/key.pem", "-out", "/root/cert.pem"])
+    argv = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=download"]
+    argv += ["-addext", f"subjectAltName=IP:{server.address}", "-keyout", "/root/key.pem", "-out", "/root/cert.pem"]
+    server.run(argv)
     host.write("/etc/ssl/download.pem", server.run(["cat", "/root/cert.pem"]).stdout)
     host.write("/etc/salt/minion.d/ca.conf", "ca_bundle: /etc/ssl/download.pem\n")
-
-
-def compiles(host) -> bool:
-    return processes(host, "cc1")
 
 
 def test_the_run_after_all_that_can_go_wrong_is_right(converged, make_host):
@@ -110,7 +107,7 @@ def test_the_run_after_all_that_can_go_wrong_is_right(converged, make_host):
         assert host.run(["ls", "-A", "/opt/redis"]).stdout == builds
 
     put_pillar(master_host, pillar({**REBUILD, "source": f"https://{master_host.address}:8443/{TARBALL}"}))
-    master.salt(host.name, "--async", "state.apply", "redis_sidekiq", check=False)
+    master.start(host, "state.apply", "redis_sidekiq")
     wait_for(lambda: connected(host), 60, "the download runs")
     host.run(["pkill", "-9", "-f", "salt-minion"])
     assert running_binary(host) == before
@@ -118,10 +115,9 @@ def test_the_run_after_all_that_can_go_wrong_is_right(converged, make_host):
     server.kill()
     serve(master_host, 0)
     for cut in (lambda: host.run(["pkill", "-9", "-f", "salt-minion"]), host.power_cut):
-        if host.running:
-            host.run(["systemctl", "restart", "salt-minion"])
+        host.run(["systemctl", "restart", "salt-minion"])
         master.wait_for(host)
-        master.salt(host.name, "--async", "state.apply", "redis_sidekiq", check=False)
+        master.start(host, "state.apply", "redis_sidekiq")
         wait_for(lambda: compiles(host), 120, "the compiler runs")
         time.sleep(2)
         cut()
