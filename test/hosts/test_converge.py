@@ -159,8 +159,9 @@ def test_after_a_reboot_everything_runs_and_the_firewall_is_on(sites, image):
 def test_clean_takes_away_what_was_made_and_keeps_the_data(sites, image):
     site = sites(image)
     host = site.host
-    jobs = app.worked(host)
-    assert jobs
+    jobs = app.worked(host) + 20
+    app.enqueue(host, 20)
+    wait_until(lambda: app.worked(host) == jobs, 30, "20 jobs worked")
     # Put back before the last run, which is about the data: compiling is tried often enough.
     host.run(["cp", "-a", "/opt/redis", "/root/builds"])
     announced = site.master.apply(host, "redis_sidekiq.clean", test=True).assert_ok()
