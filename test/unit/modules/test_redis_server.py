@@ -10,6 +10,7 @@ import re
 import time
 
 import pytest
+import redis
 from salt.exceptions import CommandExecutionError, SaltInvocationError
 
 HASH = "sha256=" + "0" * 64
@@ -446,7 +447,7 @@ class Server:
 
 def make_safe(redis_server, server, **directives):
     redis_server._connect = lambda wish: server
-    redis_server._redis_package = lambda: pytest.importorskip("redis")
+    redis_server._redis_package = lambda: redis
     lines = [[name, value] for name, value in directives.items()]
     return redis_server._make_safe({**INSTANCE, "directives": lines}, {"pid": os.getpid()})
 
