@@ -192,6 +192,14 @@ class Master:
         self.host.run(["salt-run", "event.send", tag, json.dumps(data or {})])
 
 
+def wait_for(true, seconds: float, what: str) -> None:
+    """Poll until ``true()`` holds; fails with ``what`` if that takes too long."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
+        time.sleep(0.1)
+
+
 def salt_version(host: Host) -> str:
     """Return the version of Salt on ``host``."""
     return host.run(["salt-call", "--version"]).stdout.split()[1]

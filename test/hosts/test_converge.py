@@ -1,24 +1,16 @@
 """From a bare host to working Sidekiq, through a real master: announced, done, and done twice without a change."""
 
 import json
-import time
 
 import pytest
 
 from test.hosts import app
 from test.hosts.conftest import main_pids
+from test.hosts.lab import wait_for
 
 IMAGES = ["bookworm", "trixie", "bookworm-3006", pytest.param("trixie-bare", marks=pytest.mark.soak)]
 
 pytestmark = pytest.mark.parametrize("image", IMAGES)
-
-
-def wait_until(true, seconds: float, what: str) -> None:
-    """Poll until ``true()`` holds."""
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
-        time.sleep(0.2)
 
 
 def test_mode_announces_what_then_happens(sites, image):
@@ -107,16 +99,16 @@ def test_jobs_are_worked_before_and_after_a_deploy_event(sites, image):
     host = site.host
     done = app.worked(host)
     app.enqueue(host, 500)
-    wait_until(lambda: app.worked(host) == done + 500, 60, "500 jobs worked")
+    wait_for(lambda: app.worked(host) == done + 500, 60, "500 jobs worked")
 
     old = app.main_pid(host)
     app.release(host, "2")
     site.master.fire("redis_sidekiq/deploy/app")
-    wait_until(lambda: app.main_pid(host) not in ("0", old), 60, "the deploy event's restart")
+    wait_for(lambda: app.main_pid(host) not in ("0", old), 60, "the deploy event's restart")
     assert app.working_directory(host) == "/srv/app/releases/2"
 
     app.enqueue(host, 500)
-    wait_until(lambda: app.worked(host) == done + 1000, 60, "500 more jobs worked")
+    wait_for(lambda: app.worked(host) == done + 1000, 60, "500 more jobs worked")
     assert app.redis(host, "llen", "queue:default") == "0"
 
 
@@ -145,12 +137,12 @@ def test_after_a_reboot_everything_runs_and_the_firewall_is_on(sites, image):
     host = site.host
     host.reboot()
     assert app.redis(host, "ping") == "PONG"
-    wait_until(lambda: app.main_pid(host) != "0", 30, "Sidekiq after a reboot")
+    wait_for(lambda: app.main_pid(host) != "0", 30, "Sidekiq after a reboot")
     assert "Status: active" in host.run(["ufw", "status"]).stdout
     pids = main_pids(host)
     done = app.worked(host)
     app.enqueue(host, 20)
-    wait_until(lambda: app.worked(host) == done + 20, 30, "jobs worked after a reboot")
+    wait_for(lambda: app.worked(host) == done + 20, 30, "jobs worked after a reboot")
     site.master.wait_for(host)
     site.master.apply(host).assert_unchanged()
     assert main_pids(host) == pids
@@ -161,7 +153,7 @@ def test_clean_takes_away_what_was_made_and_keeps_the_data(sites, image):
     host = site.host
     jobs = app.worked(host) + 20
     app.enqueue(host, 20)
-    wait_until(lambda: app.worked(host) == jobs, 30, "20 jobs worked")
+    wait_for(lambda: app.worked(host) == jobs, 30, "20 jobs worked")
     # Put back before the last run, which is about the data: compiling is tried often enough.
     host.run(["cp", "-a", "/opt/redis", "/root/builds"])
     announced = site.master.apply(host, "redis_sidekiq.clean", test=True).assert_ok()

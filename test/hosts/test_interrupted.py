@@ -5,7 +5,7 @@ import time
 import pytest
 
 from test.hosts import app
-from test.hosts.lab import TARBALLS, Master, apply_locally, put_pillar, tarball
+from test.hosts.lab import TARBALLS, Master, apply_locally, put_pillar, tarball, wait_for
 
 VERSION = "7.0.15"
 TARBALL = f"redis-{VERSION}.tar.gz"
@@ -19,13 +19,6 @@ def pillar(redis: dict) -> dict:
 
 def running_binary(host) -> str:
     return host.run(["readlink", f"/proc/{app.main_pid(host, 'redis_6379')}/exe"]).stdout.strip()
-
-
-def wait_for(condition, seconds: float, what: str) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
-        time.sleep(0.1)
 
 
 def compiles(host) -> bool:

@@ -3,7 +3,7 @@
 import pytest
 
 from test.hosts import app
-from test.hosts.lab import apply_locally, put_pillar, redis_version, tarball
+from test.hosts.lab import apply_locally, put_pillar, redis_version, tarball, wait_for
 
 IMAGES = ["bookworm", "trixie"]
 PASSWORD = "s3cret with 'quotes' and #hash"
@@ -22,7 +22,8 @@ def auth_and_ping(client, host, password: str) -> str:
         f"s = socket.create_connection(({host.address!r}, 6379), 2)\n"
         "pw = sys.stdin.buffer.read()\n"
         "s.sendall(b'*2\\r\\n$4\\r\\nAUTH\\r\\n$%d\\r\\n%s\\r\\n*1\\r\\n$4\\r\\nPING\\r\\n' % (len(pw), pw))\n"
-        "print(s.makefile().readline() + s.makefile().readline())\n"
+        "answers = s.makefile()\n"
+        "print(answers.readline() + answers.readline())\n"
     )
     return client.run(["python3", "-c", code], input=password).stdout
 
@@ -33,6 +34,7 @@ def test_ports_from_a_second_host(masterless, make_host, image):
     outside, listed = make_host("outside"), make_host("listed")
     # Something has to answer where the firewall lets through.
     host.popen(["python3", "-m", "http.server", "80"])
+    wait_for(lambda: reaches(host, host, 80), 20, "the web server listens")
     assert reaches(outside, host, 22)
     assert reaches(outside, host, 80)
     assert not reaches(outside, host, 6379)

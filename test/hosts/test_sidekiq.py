@@ -11,12 +11,13 @@ from test.hosts import app
 from test.hosts.harness.host import Host
 from test.hosts.lab import apply_locally, make_masterless, put_pillar, salt_call
 
-IMAGES = ["bookworm", "trixie"]
 SLS = "redis_sidekiq.sidekiq"
 RELEASES = itertools.count(1)
 SECRET = 'sesame-open-$x "q" \\'
 
-pytestmark = pytest.mark.parametrize("image", IMAGES)
+on_both = pytest.mark.parametrize("image", ["bookworm", "trixie"])
+# What waits for long is tried with one Sidekiq, with both by `make soak`.
+on_one = pytest.mark.parametrize("image", ["bookworm", pytest.param("trixie", marks=pytest.mark.soak)])
 
 
 def pillar(**service) -> dict:
@@ -90,6 +91,7 @@ VALUES = {
 DUMP = "import json, os, sys; json.dump([sys.argv[1:], dict(os.environ)], open('/tmp/dump', 'w'))"
 
 
+@on_both
 def test_every_word_and_value_reaches_the_process_unharmed(host):
     put_pillar(host, pillar(env=VALUES))
     apply_locally(host, SLS).assert_ok()
@@ -104,11 +106,13 @@ def test_every_word_and_value_reaches_the_process_unharmed(host):
     assert {name: env.get(name) for name in VALUES} == VALUES
 
 
+@on_both
 def test_systemd_has_nothing_to_say_about_the_unit(host):
     verify = host.run(["systemd-analyze", "verify", "/etc/systemd/system/sidekiq.service"], check=False)
     assert (verify.returncode, [line for line in verify.stderr.splitlines() if "sidekiq" in line]) == (0, [])
 
 
+@on_both
 def test_a_second_run_changes_nothing_and_asks_systemd_once(host):
     before = app.main_pid(host)
     apply_locally(host, SLS).assert_unchanged()
@@ -120,6 +124,7 @@ def test_a_second_run_changes_nothing_and_asks_systemd_once(host):
     assert len([line for line in ran if '/sudo"' in line]) == 1
 
 
+@on_both
 def test_secrets_are_nowhere_to_be_seen(host):
     run = apply_locally(host, SLS)
     record = restart(host)
@@ -131,6 +136,7 @@ def test_secrets_are_nowhere_to_be_seen(host):
     assert f"SESAME={SECRET}\0" in environ
 
 
+@on_both
 def test_a_changed_variable_restarts_once_and_is_announced(host):
     before = app.main_pid(host)
     put_pillar(host, pillar(env={"SESAME": "another"}))
@@ -145,6 +151,7 @@ def test_a_changed_variable_restarts_once_and_is_announced(host):
     assert app.main_pid(host) == after
 
 
+@on_both
 def test_a_restart_tells_what_it_saw(host):
     app.enqueue(host, 200)
     before = app.main_pid(host)
@@ -155,6 +162,7 @@ def test_a_restart_tells_what_it_saw(host):
     assert [step["step"] for step in record["steps"]] == ["lock", "look", "stop", "start", "prove"]
 
 
+@on_one
 def test_calls_at_once_restart_once(host):
     before = show(host, "ExecMainStartTimestampMonotonic")
     script = "for n in 1 2 3 4 5 6; do salt-call --local --out=json sidekiq.restart sidekiq > /tmp/call-$n & done; wait; cat /tmp/call-?"
@@ -177,6 +185,7 @@ BROKEN = {
 }
 
 
+@on_one
 @pytest.mark.parametrize("kind", BROKEN)
 def test_a_broken_release_is_told_and_works_again_when_it_is_mended(host, kind):
     ruby, sentence = BROKEN[kind]
@@ -195,6 +204,7 @@ def test_a_broken_release_is_told_and_works_again_when_it_is_mended(host, kind):
     assert show(host, "ActiveState") == "active", run.states
 
 
+@on_both
 def test_a_release_that_is_gone_leaves_the_process_alone(host):
     before = app.main_pid(host)
     host.run(["rm", f"{app.HOME}/current"])
@@ -203,12 +213,14 @@ def test_a_release_that_is_gone_leaves_the_process_alone(host):
     assert "There is no release at" in record["comment"]
 
 
+@on_one
 def test_restarts_in_a_row_never_leave_it_down(host):
     app.enqueue(host, 1000)
     host.run(["sh", "-c", "for n in $(seq 20); do systemctl restart sidekiq || exit 1; done"], timeout=120)
     assert show(host, "ActiveState") == "active"
 
 
+@on_both
 def test_a_stop_from_the_web_ui_is_not_its_last(host):
     before = app.main_pid(host)
     host.run(["kill", "-TERM", before])
@@ -218,6 +230,7 @@ def test_a_stop_from_the_web_ui_is_not_its_last(host):
         time.sleep(0.2)
 
 
+@on_both
 def test_another_drop_in_counts_as_a_change(host):
     before = app.main_pid(host)
     host.write("/etc/systemd/system/sidekiq.service.d/local.conf", "[Service]\nNice=1\n")
@@ -230,6 +243,7 @@ def test_another_drop_in_counts_as_a_change(host):
         host.run(["rm", "-r", "/etc/systemd/system/sidekiq.service.d"])
 
 
+@on_both
 def test_clean_leaves_what_is_the_users(host):
     apply_locally(host, f"{SLS}.clean").assert_ok()
     gone = ["/etc/systemd/system/sidekiq.service", "/etc/sidekiq", "/etc/sudoers.d/sidekiq-deploy"]
