@@ -30,7 +30,13 @@ def test_masterless_host_is_the_same_as_one_with_a_master(masterless, sites, mak
     app.release(host, "1")
     apply_locally(host).assert_ok()
     apply_locally(host).assert_unchanged()
-    assert host_facts(host) == sites("bookworm").facts
+    assert but_for_the_boot(host_facts(host)) == but_for_the_boot(sites("bookworm").facts)
+
+
+def but_for_the_boot(facts: dict) -> dict:
+    """`ufw enable` puts the rules into the kernel itself; ufw.service has run only after a boot, as on the copy here."""
+    ufw = {key: value for key, value in facts["units"]["ufw.service"].items() if key != "ActiveState"}
+    return {**facts, "units": {**facts["units"], "ufw.service": ufw}}
 
 
 @pytest.mark.parametrize("image", IMAGES)
