@@ -16,6 +16,7 @@ REPO = Path(__file__).resolve().parents[2]
 FORMULA = ("_modules", "_states", "redis_sidekiq")
 FILE_ROOT = "/srv/formula"
 PILLAR_ROOT = "/srv/pillar"
+COMPILE = 1500.0  # s for a run that compiles Redis while the machine does much else
 TARBALLS = {
     "7.0.15": "4b1dc4ee6d622a09fff9c6777191209750fb5e5a725ef78ea012d6eef4c22982",
     "8.0.2": "caf3c0069f06fc84c5153bd2a348b204c578de80490c73857bee01d9b5d7401f",
@@ -116,7 +117,7 @@ def salt_call(host: Host, *words: str, check: bool = True, timeout: float = 600)
     return json.loads(done.stdout)["local"]
 
 
-def apply_locally(host: Host, sls: str = "redis_sidekiq", test: bool = False, timeout: float = 600) -> StateRun:
+def apply_locally(host: Host, sls: str = "redis_sidekiq", test: bool = False, timeout: float = COMPILE) -> StateRun:
     """Run `salt-call --local state.apply` on ``host``."""
     start = time.monotonic()
     words = ["state.apply", sls] + (["test=True"] if test else [])
@@ -181,7 +182,7 @@ class Master:
         """Run one function on the minion of ``host`` and return what it returned."""
         return self.salt(host.name, *words, check=check, timeout=timeout).get(host.name)
 
-    def apply(self, host: Host, sls: str = "redis_sidekiq", test: bool = False, timeout: float = 600) -> StateRun:
+    def apply(self, host: Host, sls: str = "redis_sidekiq", test: bool = False, timeout: float = COMPILE) -> StateRun:
         """Run `salt HOST state.apply`."""
         start = time.monotonic()
         words = ["state.apply", sls] + (["test=True"] if test else [])

@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+from test.hosts.harness import images
 from test.hosts.harness.host import Host, all_hosts
 from test.hosts.harness.machine import HOSTS, REPO, run
 
@@ -31,6 +32,7 @@ def machine():
 
 @pytest.mark.parametrize("image", IMAGES)
 def test_a_bare_host_is_up_within_ten_seconds(make_host, image):
+    images.prepare([image])
     begun = time.monotonic()
     host = make_host("harness-bare", image=image)
     assert time.monotonic() - begun < 10
