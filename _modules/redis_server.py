@@ -1242,7 +1242,7 @@ def _scratch_answer(process: subprocess.Popen, path: str, password: str) -> dict
         time.sleep(0.01)
     client = _client(unix_socket_path=path, password=password)
     try:
-        client.ping()
+        _await_listening(client, process, until)
         return client.info("server") | client.info("memory")
     except redis.RedisError as err:
         # Some errors, like a module that is missing, come when it listens already.
@@ -1251,6 +1251,21 @@ def _scratch_answer(process: subprocess.Popen, path: str, password: str) -> dict
         raise CommandExecutionError(f"it does not answer: {type(err).__name__}:") from err
     finally:
         client.close()
+
+
+def _await_listening(client: Any, process: subprocess.Popen, until: float) -> None:
+    """The socket's path is there from bind(2) on, but until listen(2) it refuses who comes."""
+    redis = _redis_package()
+    while True:
+        try:
+            client.ping()
+            return
+        except redis.AuthenticationError:
+            raise
+        except redis.ConnectionError:
+            if process.poll() is not None or time.monotonic() > until:
+                raise
+            time.sleep(0.01)
 
 
 def _told_ready(systemd: socket.socket) -> bool:
