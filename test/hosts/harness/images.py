@@ -86,7 +86,6 @@ RECIPES = {
     "trixie": Recipe("trixie", "3008"),
     "bookworm-3006": Recipe("bookworm", "3006"),
 }
-SUITES = ("bookworm", "trixie")
 
 
 def layers(image: str) -> list[Path]:
