@@ -105,7 +105,8 @@ def test_jobs_are_worked_before_and_after_a_deploy_event(sites, image):
     app.release(host, "2")
     site.master.fire("redis_sidekiq/deploy/app")
     wait_for(lambda: app.main_pid(host) not in ("0", old), 60, "the deploy event's restart")
-    assert app.working_directory(host) == "/srv/app/releases/2"
+    # A process that systemd has just made is not yet in its folder.
+    wait_for(lambda: app.working_directory(host) == "/srv/app/releases/2", 20, "the new release at work")
 
     app.enqueue(host, 500)
     wait_for(lambda: app.worked(host) == done + 1000, 60, "500 more jobs worked")

@@ -56,6 +56,16 @@ def test_two_hosts_see_each_other_and_the_machine_sees_neither(make_host, machin
     assert len(ids) == 2
 
 
+def test_an_address_is_reached_at_once_though_another_host_had_it(make_host):
+    outside, before = make_host("harness-one"), make_host("harness-before")
+    connect = ["python3", "-c", f"import socket; socket.create_connection(({before.address!r}, 22), 1)"]
+    outside.run(connect)
+    before.down()
+    after = make_host("harness-after")
+    assert after.address == before.address
+    outside.run(connect)
+
+
 def test_a_host_keeps_disk_and_address_through_reboot_and_power_cut(make_host):
     host = make_host("harness-again")
     address = host.run(["ip", "-brief", "address", "show", "host0"]).stdout

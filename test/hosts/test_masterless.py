@@ -4,7 +4,7 @@ import pytest
 
 from test.hosts import app
 from test.hosts.conftest import demo_pillar, host_facts
-from test.hosts.lab import apply_locally, put_pillar
+from test.hosts.lab import REPO, apply_locally, put_pillar, redis_version, tarball
 
 IMAGES = ["bookworm", "trixie"]
 
@@ -31,6 +31,23 @@ def test_masterless_host_is_the_same_as_one_with_a_master(masterless, sites, mak
     apply_locally(host).assert_ok()
     apply_locally(host).assert_unchanged()
     assert but_for_the_boot(host_facts(host)) == but_for_the_boot(sites("bookworm").facts)
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_pillar_example_converges_as_it_stands(masterless, make_host, image):
+    """But for the tarball, which comes from upstream there."""
+    host = make_host(f"example-{image}", image=masterless(image).image)
+    text, version = (REPO / "pillar.example").read_text(), "    version: 8.0.6\n"
+    assert version in text
+    source = "".join(f"    {key}: {value}\n" for key, value in tarball(redis_version(image)).items())
+    put_pillar(host, text.replace(version, source))
+    before = host_facts(host)
+    announced = apply_locally(host, test=True).assert_ok()
+    assert announced.pending and host_facts(host) == before
+    applied = apply_locally(host).assert_ok()
+    assert set(announced.changed) == set(applied.changed)
+    apply_locally(host).assert_unchanged()
+    assert app.redis(host, "config", "get", "maxmemory").split() == ["maxmemory", str(256 << 20)]
 
 
 def but_for_the_boot(facts: dict) -> dict:

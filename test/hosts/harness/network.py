@@ -37,7 +37,8 @@ def connect(name: str, number: int) -> None:
     run(["ip", "netns", "add", ns])
     run(["ip", "-n", ns, "link", "set", "lo", "up"])
     # Born in the switch's namespace and moved from there: the machine never has the interface.
-    pair = ["type", "veth", "peer", "name", "host0", "netns", ns]
+    # The hardware address follows from the number: neighbours remember for half a minute which one an address had.
+    pair = ["type", "veth", "peer", "name", "host0", "address", f"02:00:c6:12:5e:{number:02x}", "netns", ns]
     run(["ip", "-n", SWITCH, "link", "add", f"v{number}", *pair])
     run(["ip", "-n", SWITCH, "link", "set", f"v{number}", "master", BRIDGE, "up"])
     run(["ip", "-n", ns, "address", "add", f"{address(number)}/24", "dev", "host0"])
