@@ -27,8 +27,8 @@ soak: $(VENV)/.ready
 bench:
 	bin/bench
 
-docs:
-	python3 tools/pillar_reference.py
+docs: $(VENV)/.ready
+	$(VENV)/bin/python tools/pillar_reference.py
 
 clean:
 	bin/host down --all

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     __salt__: dict[str, Any] = {}
 
 # redis_sidekiq/map.jinja looks for this line in the synced file, to see whether module and SLS files belong together.
-RELEASE = "0.1.0"
+RELEASE = "0.2.0"
 
 __virtualname__ = "redis_sidekiq"
 
@@ -305,7 +305,7 @@ DEPLOY = Section(
 )
 
 SERVICES = Entries(
-    "One Sidekiq process per name, as systemd unit `NAME.service`; `sidekiq: null` takes the default one away.",
+    "One Sidekiq service per name, as systemd unit `NAME.service`; `sidekiq: null` takes the default one away.",
     "service name",
     "NAME",
     {"sidekiq": {}},
@@ -400,6 +400,38 @@ SERVICES = Entries(
             unit="s",
             null="`timeout` + 15",
             example=60,
+        ),
+        "processes": Setting(
+            "integer",
+            1,
+            "How many processes: Ruby works on one core, whatever its threads. More than one are the units "
+            "`NAME@1.service`, `NAME@2.service` and so on in place of `NAME.service`.",
+            low=1,
+            high=64,
+            example=2,
+        ),
+        "strategy": Setting(
+            "choice",
+            "handover",
+            "How a process is replaced. `handover`: a second one starts first, in the new release, so that jobs are "
+            "worked all the time and a release that does not boot changes nothing; for a while two work side by side. "
+            "`drain`: the old one ends first, for jobs that must run one at a time.",
+            choices=("handover", "drain"),
+        ),
+        "drain_timeout": Setting(
+            "integer",
+            60,
+            "How long a restart waits for the jobs in work before it stops the process, which gives them `timeout` more.",
+            low=0,
+            high=86400,
+            unit="s",
+        ),
+        "restart_file": Setting(
+            "path or empty",
+            "",
+            "A file that each deployment touches, for apps that are deployed in place, without `releases/`; a process "
+            "older than it is restarted.",
+            example="/srv/app/current/tmp/restart.txt",
         ),
         "start_timeout": Setting(
             "integer",
@@ -1102,6 +1134,7 @@ KINDS = {
         )
     ),
     "path": _text("an absolute path without spaces or quotes", _PATH, _read_path),
+    "path or empty": _or_empty(_text("an absolute path without spaces or quotes", _PATH, _read_path)),
     "own folder": _own_folder,
     "own folder or empty": _or_empty(_own_folder),
     "user": _user,
@@ -1491,8 +1524,10 @@ def _service_has_its_redis(wish, problems):
 
 
 def _unit_names_differ(wish, problems):
-    """No service has the name of a Redis instance's unit."""
+    """No service has the name of a Redis instance's unit, or of one that stands beside a service while it restarts."""
     for name in wish["sidekiq"]["services"]:
+        if name.endswith(("-handover", "-guard")):
+            problems.add(f"{S}:services:{name}", "ends like the helpers of a restart; take another name")
         if name in [f"redis_{port}" for port in wish["redis"]["instances"]]:
             problems.add(f"{S}:services:{name}", "is the unit of a Redis instance; take another name")
 
@@ -1733,7 +1768,9 @@ def _deploy(wish) -> dict[str, Any]:
         **deploy,
         "home": deploy["home"] or f"/home/{deploy['user']}",
         "sudoers": f"/etc/sudoers.d/{deploy['sudoers']}",
-        "units": list(wish["sidekiq"]["services"]) if deploy["verbs"] else [],
+        "units": [unit for name, service in wish["sidekiq"]["services"].items() for unit in _units(name, service)]
+        if deploy["verbs"]
+        else [],
     }
 
 
@@ -1745,7 +1782,7 @@ def _sidekiq(wish, reveal) -> dict[str, Any]:
 
 def _service(name, service, wish, reveal) -> dict[str, Any]:
     """
-    ``name``, ``unit``, ``app_dir``, ``current``, ``user``, ``group``, ``argv``, ``config_file`` (or empty), ``config``,
+    ``name``, ``units``, ``unit_file``, ``app_dir``, ``current``, ``user``, ``group``, ``argv``, ``config_file`` (or empty), ``config``,
     ``env_file``, ``env_names``, ``redis`` and ``redis_unit`` (or empty), and the timeouts in seconds.
     """
     user = service["user"] or wish["deploy"]["user"]
@@ -1755,7 +1792,8 @@ def _service(name, service, wish, reveal) -> dict[str, Any]:
     config_file = f"/etc/sidekiq/{name}.yml" if service["config"] else ""
     result = {
         "name": name,
-        "unit": f"{name}.service",
+        "units": [f"{unit}.service" for unit in _units(name, service)],
+        "unit_file": f"/etc/systemd/system/{name}{'@' if service['processes'] > 1 else ''}.service",
         "app_dir": service["app_dir"],
         "current": f"{service['app_dir']}/current",
         "user": user,
@@ -1771,8 +1809,17 @@ def _service(name, service, wish, reveal) -> dict[str, Any]:
         "stop_timeout": service["timeout"] + 15 if service["stop_timeout"] is None else service["stop_timeout"],
         "start_timeout": service["start_timeout"],
         "watchdog": service["watchdog"],
+        "strategy": service["strategy"],
+        "drain_timeout": service["drain_timeout"],
+        "restart_file": service["restart_file"],
     }
     return {**result, "env": env} if reveal else result
+
+
+def _units(name, service) -> list[str]:
+    """The names of a service's units, without ``.service``."""
+    count = service["processes"]
+    return [name] if count == 1 else [f"{name}@{number}" for number in range(1, count + 1)]
 
 
 def _local_instance(service, wish) -> str:

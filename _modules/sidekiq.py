@@ -11,23 +11,24 @@ import contextlib
 import difflib
 import errno
 import fcntl
-import json
+import glob
 import logging
 import os
 import pwd
 import re
 import stat
+import sys
 import tempfile
 import time
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import salt.utils.path
 from salt.exceptions import CommandExecutionError, SaltInvocationError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
+    __opts__: dict[str, Any] = {}
     __salt__: dict[str, Any] = {}
 
 log = logging.getLogger(__name__)
@@ -37,13 +38,24 @@ log = logging.getLogger(__name__)
 # `edit` open a pager or an editor as root; looking needs no root.
 VERBS = ("restart", "start", "stop")
 
+STRATEGIES = ("handover", "drain")
+
 _UNIT_DIR = "/etc/systemd/system"
-_LOCK_DIR = "/run/redis_sidekiq"
-_SETTLE = 2.0  # s that a new process must live before it counts as started
-_FIRST_BEAT = 15.0  # s for the first heartbeat: READY=1 comes before it (sidekiq lib/sidekiq/systemd.rb)
+_LOCK = "/run/redis_sidekiq/sidekiq.lock"
 _TICK = 0.02  # s; /proc counts start times in ticks of 0.01 s
-_REDIS_TIMEOUT = 3.0  # s for each answer from Redis
-_JOURNAL_LINES = 30
+_POLL = 0.05  # s between looks at /proc
+_FRESH = 30.0  # s; the oldest beat of a process that is alive, which beats every 10 s
+_QUIET_BUDGET = 25.0  # s for a beat that says quiet: two beats, and some for a busy host
+_SETTLE = 2.0  # s that a new process must live before it counts as started
+_SETTLE_HELPER = 5.0  # s; a release that dies after its boot should do so before the old process is told to go
+_FIRST_BEAT = 15.0  # s for the first heartbeat: READY=1 comes before it (lib/sidekiq/systemd.rb)
+_NEXT_BEAT = 20.0  # s for the one after it
+_REDIS_BUDGET = 30.0  # s for a Redis that is being restarted
+_SPARE_MEMORY = 64 << 20  # bytes left to the rest of the host beside a second process
+_ACCOUNT_TRIES = 3
+_CALL_AGE = 300.0  # s
+_NOT_FOUND = "not found"
+_LOSS = "Failed to requeue"  # lib/sidekiq/fetch.rb: the jobs it was about to push back are gone
 
 _UNIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9@_-]*")
 # A name that begins with a capital could be read as an alias, `%`, `#` and `+` as a group, an id, a netgroup.
@@ -52,41 +64,25 @@ _SUDOERS_FILE = re.compile(r"[A-Za-z0-9_-]+")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _INCLUDE = re.compile(r'^\s*[@#](include|includedir)\s+(?:"([^"]+)"|((?:\\.|[^\s"\\])+))\s*$')
 
-_PROPERTIES = (
-    "ActiveState",
-    "DropInPaths",
-    "LoadState",
-    "MainPID",
-    "NRestarts",
-    "NeedDaemonReload",
-    "Result",
-    "SubState",
-    "UnitFileState",
-)
-
 
 # Facts about a service -----------------------------------------------------------------------------------------------
 
 
-def status(
-    service: str, current: str | None = None, config_files: list[str] | None = None, heartbeat: bool = True
-) -> dict[str, Any]:
+def status(service: str, heartbeat: bool = True) -> dict[str, Any]:
     """
-    What one Sidekiq service does now: systemd, ``/proc`` and the heartbeat side by side.
+    What one Sidekiq service does now: systemd, ``/proc`` and the heartbeats side by side, and where they disagree.
 
     service
         Name of the service in the settings, without ``.service``.
-    current
-        Path that exists once a release is deployed; default: from the settings.
-    config_files
-        Paths that the process should be younger than; default: unit, environment file and sidekiq.yml of the settings.
     heartbeat
-        Ask Redis for the process' heartbeat too (bool, default True).
+        Ask Redis too (bool, default True).
 
-    Returns a dictionary: ``service``, ``unit``, ``loaded``, ``enabled``, ``active``, ``sub``, ``result`` (systemd's
-    words), ``pid`` (0: none), ``started`` (epoch s or None), ``restarts`` (systemd's own since the last start),
-    ``needs_reload`` (the unit on disk is not the one loaded), ``deployed`` (bool), ``changed_since_start`` (list of
-    paths) and, with ``heartbeat``, ``heartbeat`` (see :func:`processes`; None: not seen) and ``heartbeat_error``.
+    Returns ``service``, ``current``, ``release`` (where it points), ``deployed`` (bool), ``surplus`` (units of this
+    service that the settings no longer have), ``leftover`` (units of a restart that was cut off), and ``processes``, a
+    list with for each unit what :mod:`sidekiq_units` says of it (``facts``, and below ``process`` what it says of the
+    process) and ``stale``: why it has to be restarted, a list of sentences. With ``heartbeat`` each also has
+    ``heartbeat`` (see :func:`processes`; None: not seen), and the whole ``heartbeat_error`` and ``disagree``
+    (sentences).
 
     Raises SaltInvocationError for a service that is not in the settings, CommandExecutionError without systemd.
 
@@ -97,23 +93,58 @@ def status(
         salt '*' sidekiq.status sidekiq
     """
     wish = _service(service)
-    facts = _unit_facts(wish["unit"])
-    facts["service"] = wish["name"]
-    facts["deployed"] = os.path.exists(current or wish["current"])
-    files = _config_files(wish) if config_files is None else config_files
-    facts["changed_since_start"] = _changed_since(facts["started"], [*files, *facts.pop("drop_ins")])
+    looked = _look(wish)
+    result = {
+        "service": wish["name"],
+        "current": wish["current"],
+        "release": os.path.realpath(wish["current"]),
+        "deployed": os.path.exists(wish["current"]),
+        "surplus": _surplus(wish),
+        "leftover": _leftovers(wish),
+        "processes": looked,
+    }
     if heartbeat:
-        facts["heartbeat"], facts["heartbeat_error"] = _heartbeat(wish["name"], facts["pid"])
-    return facts
+        beats, result["heartbeat_error"] = _beats_or_why_not(wish)
+        for one in looked:
+            one["heartbeat"] = _beat_of(wish, one["process"], beats)
+        result["disagree"] = [] if result["heartbeat_error"] else _disagreements(wish, looked)
+    return result
+
+
+def stale(service: str | None = None) -> list[dict[str, Any]]:
+    """
+    The Sidekiq processes of this minion that do not work what they should by now, and why.
+
+    service
+        Name of the service in the settings; default: all.
+
+    Returns a list of ``{service, unit, pid, reasons}``: it works in another release than `current`, is older than its
+    unit, environment, configuration or restart file, is of another version than the release's Gemfile.lock names, or
+    was told to be quiet and so never works again.
+
+    Raises SaltInvocationError for a service that is not in the settings, CommandExecutionError without systemd.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' sidekiq.stale
+    """
+    wishes = [_service(service)] if service else _settings()["sidekiq"]["services"]
+    return [
+        {"service": wish["name"], "unit": one["unit"], "pid": one["pid"], "reasons": one["stale"]}
+        for wish in wishes
+        for one in _look(wish)
+        if one["stale"]
+    ]
 
 
 def processes() -> list[dict[str, Any]]:
     """
     All Sidekiq processes that beat in the Redis of this minion's services, of this host and of others.
 
-    Returns a list of dictionaries: ``identity`` (``hostname:pid:nonce``), ``hostname``, ``pid``, ``tag``, ``version``
-    (None before Sidekiq 7.1), ``started`` (epoch s), ``concurrency``, ``queues``, ``busy``, ``quiet`` (bool), ``beat``
-    (epoch s), ``beat_age`` (s). Keys as written by Sidekiq's lib/sidekiq/launcher.rb.
+    Returns what :func:`sidekiq_redis.beats` does; those of this minion also have ``unit``, ``release`` and ``born``
+    (epoch s, by ``/proc``).
 
     Raises CommandExecutionError when Redis cannot be asked.
 
@@ -124,10 +155,63 @@ def processes() -> list[dict[str, Any]]:
         salt '*' sidekiq.processes
     """
     seen = {}
-    for service in _settings()["sidekiq"]["services"]:
-        for beat in _beats(service["name"]):
-            seen[beat["identity"]] = beat
+    for wish in _settings()["sidekiq"]["services"]:
+        beats = __salt__["sidekiq_redis.beats"](wish["name"])
+        seen.update({beat["identity"]: {**beat, **seen.get(beat["identity"], {})} for beat in beats})
+        for one in _look(wish):
+            beat = _beat_of(wish, one["process"], beats)
+            if beat:
+                local = {"unit": one["unit"], "release": one["process"]["release"], "born": one["process"]["started"]}
+                seen[beat["identity"]].update(local)
     return [seen[identity] for identity in sorted(seen)]
+
+
+def queues(service: str) -> list[dict[str, Any]]:
+    """
+    The queues in the Redis of a service: name, size and latency (s), see :func:`sidekiq_redis.queues`.
+
+    service
+        Name of the service in the settings, without ``.service``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' sidekiq.queues sidekiq
+    """
+    return __salt__["sidekiq_redis.queues"](_service(service)["name"])
+
+
+def stats(service: str) -> dict[str, int]:
+    """
+    Sidekiq's own counts in the Redis of a service, see :func:`sidekiq_redis.stats`.
+
+    service
+        Name of the service in the settings, without ``.service``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' sidekiq.stats sidekiq
+    """
+    return __salt__["sidekiq_redis.stats"](_service(service)["name"])
+
+
+def jobs_in_flight(service: str) -> list[dict[str, Any]]:
+    """
+    The jobs in work in the Redis of a service, as of each process' last beat, see :func:`sidekiq_redis.jobs`.
+
+    service
+        Name of the service in the settings, without ``.service``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' sidekiq.jobs_in_flight sidekiq
+    """
+    return __salt__["sidekiq_redis.jobs"](_service(service)["name"])
 
 
 # Acts on a service ---------------------------------------------------------------------------------------------------
@@ -135,13 +219,12 @@ def processes() -> list[dict[str, Any]]:
 
 def start(service: str) -> dict[str, Any]:
     """
-    Start a Sidekiq service and prove that it works; nothing happens to one that runs.
+    Start a Sidekiq service and prove that it works; nothing happens to a process that runs.
 
     service
         Name of the service in the settings, without ``.service``.
 
-    Returns a record: ``service``, ``result`` (bool), ``comment``, ``old`` and ``new`` (see :func:`status`), ``steps``
-    (list of ``{step, seconds}``). Raises SaltInvocationError for a service that is not in the settings.
+    Returns a record, see :func:`restart`. Raises SaltInvocationError for a service that is not in the settings.
 
     CLI Example:
 
@@ -150,21 +233,12 @@ def start(service: str) -> dict[str, Any]:
         salt '*' sidekiq.start sidekiq
     """
     wish = _service(service)
-    with _procedure(wish) as record:
-        with _step(record, "look"):
-            old = record["old"] = _ready_to_start(wish)
-        if old["active"] == "active":
-            return _done(record, f"{wish['unit']} runs already, pid {old['pid']}", new=old)
-        if old["active"] not in ("inactive", "failed"):
-            # It fails and starts again and again: a try under way may have read older files, and would count as ours.
-            with _step(record, "stop"):
-                _stop(wish)
-        begun = time.time()
-        with _step(record, "start"):
-            _start(wish, old)
-        with _step(record, "prove"):
-            new = _prove(wish, old, begun)
-        _done(record, f"{wish['unit']} works, pid {new['pid']}{_but(new)}", new=new)
+    with _procedure(wish, "start") as record:
+        looked = _ready(record, wish)
+        for one in looked:
+            if one["active"] != "active":
+                _Replacement(record, wish, one).start_only()
+        _conclude(record, f"{_units(looked)} runs already")
     return record
 
 
@@ -175,7 +249,7 @@ def stop(service: str) -> dict[str, Any]:
     service
         Name of the service in the settings, without ``.service``.
 
-    Returns a record as :func:`start` does. Raises SaltInvocationError for a service that is not in the settings.
+    Returns a record, see :func:`restart`. Raises SaltInvocationError for a service that is not in the settings.
 
     CLI Example:
 
@@ -184,57 +258,145 @@ def stop(service: str) -> dict[str, Any]:
         salt '*' sidekiq.stop sidekiq
     """
     wish = _service(service)
-    with _procedure(wish) as record:
+    with _procedure(wish, "stop") as record:
         with _step(record, "look"):
-            old = record["old"] = _unit_facts(wish["unit"])
-        if old["active"] == "inactive":
-            return _done(record, f"{wish['unit']} does not run", new=old)
-        with _step(record, "stop"):
-            new = _stop(wish)
-        _done(record, f"{wish['unit']} is stopped", new=new)
+            _tidy(wish)
+            looked = _look(wish)
+        for one in looked:
+            if one["active"] != "inactive":
+                _Replacement(record, wish, one).stop_only(drain=0)
+        _conclude(record, f"{_units(looked)} does not run")
     return record
 
 
-def restart(service: str) -> dict[str, Any]:
+def quiet(service: str) -> dict[str, Any]:
     """
-    Restart a Sidekiq service, and prove that a new process works: what a deploy event runs.
+    Tell a service's processes to fetch no more jobs, and wait until they say so.
 
-    Calls for the same service wait for each other; a call that finds that the process was started after it was made
-    has what it came for and restarts nothing. So a burst of events costs two restarts at most.
+    There is no way back: a process that was quieted works again only after a restart.
 
     service
         Name of the service in the settings, without ``.service``.
 
-    Returns a record: ``service``, ``result`` (bool), ``comment``, ``old`` and ``new`` (see :func:`status`), ``steps``
-    (list of ``{step, seconds}`` in the order they happened). ``result`` is True only when the new process was seen: a
-    new MainPID, active, the same one two seconds later, and beating in Redis when Redis can be asked.
+    Returns a record, see :func:`restart`. Raises SaltInvocationError for a service that is not in the settings.
 
-    Raises SaltInvocationError for a service that is not in the settings.
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' sidekiq.quiet sidekiq
+    """
+    return _wind_down(service, "quiet", drain=0)
+
+
+def drain(service: str, timeout: int | None = None) -> dict[str, Any]:
+    """
+    Tell a service's processes to fetch no more jobs, and wait until those in work are done.
+
+    There is no way back: a process that was quieted works again only after a restart.
+
+    service
+        Name of the service in the settings, without ``.service``.
+    timeout
+        How long to wait (s); default: ``drain_timeout`` of the settings.
+
+    Returns a record, see :func:`restart`; ``result`` is False when jobs are still in work after the timeout. Raises
+    SaltInvocationError for a service that is not in the settings.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' sidekiq.drain sidekiq 600
+    """
+    return _wind_down(service, "drain", _service(service)["drain_timeout"] if timeout is None else int(timeout))
+
+
+def retire(service: str) -> dict[str, Any]:
+    """
+    Drain, stop and disable the units that a service no longer has: it had more processes once, or another form.
+
+    service
+        Name of the service in the settings, without ``.service``.
+
+    Returns a record, see :func:`restart`. Raises SaltInvocationError for a service that is not in the settings.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' sidekiq.retire sidekiq
+    """
+    wish = _service(service)
+    with _procedure(wish, "retire") as record:
+        for one in _look({**wish, "units": _surplus(wish)}):
+            if one["active"] != "inactive":
+                _Replacement(record, wish, one).stop_only(wish["drain_timeout"])
+            __salt__["service.disable"](one["unit"])
+        for path in _unused_unit_files(wish):
+            os.unlink(path)
+        __salt__["sidekiq_units.reload_systemd"]()
+        _conclude(record, f"{wish['name']} has no unit too many")
+    return record
+
+
+def restart(
+    service: str, strategy: str | None = None, stale_only: bool = False, since: float | None = None
+) -> dict[str, Any]:
+    """
+    Replace the processes of a Sidekiq service by new ones and lose no job; prove it, and say what became of each job.
+
+    One process after the other: Redis is asked whether it would take jobs back; then ``drain`` tells the old process to
+    fetch no more, waits for the jobs in work (``drain_timeout``), stops it and starts a new one. ``handover`` first
+    starts a helper, a second process in the new release; only when that works is the old one drained and replaced, and
+    the helper drained after it, so that somebody works all the time and a release that does not boot changes nothing.
+    Whatever kills this call, a guard (:func:`sidekiq_units.guard_arm`) makes the service work again.
+
+    Calls wait for each other; a process that was started after a call began has what that call came for.
+
+    service
+        Name of the service in the settings, without ``.service``.
+    strategy
+        ``handover`` or ``drain``; default: the service's own in the settings.
+    stale_only
+        Leave processes alone that :func:`stale` has nothing to say about (bool, default False).
+    since
+        Leave processes alone that were started after this moment (epoch s); default: when this call began, or with
+        ``stale_only`` none.
+
+    Returns a record: ``service``, ``act``, ``result`` (bool), ``comment``; ``steps``, a list of ``{unit, step,
+    seconds}`` in the order they happened; ``processes``, a list of ``{unit, strategy, old, new, gap}`` with pid,
+    release, version, start and heartbeat of both processes, and the seconds in which neither worked; ``jobs``, jid ->
+    ``{class, queue, fate}`` for each job that was seen in work in a process that went, with the fates ``finished``,
+    ``failed``, ``retry``, ``dead``, ``scheduled``, ``pushed back`` and ``not found``; ``warnings``, a list of sentences.
+    ``result`` is True only when the new processes were seen to work and no job's fate is ``not found``.
+
+    Raises SaltInvocationError for a service that is not in the settings, or an unknown strategy.
 
     CLI Example:
 
     .. code-block:: bash
 
         salt '*' sidekiq.restart sidekiq
+        salt '*' sidekiq.restart sidekiq strategy=drain
     """
     wish = _service(service)
-    requested = time.time()
-    with _procedure(wish) as record:
-        with _step(record, "look"):
-            old = record["old"] = _ready_to_start(wish)
-        if _works_since(old, requested):
-            return _done(record, f"{wish['unit']} was restarted by another call, pid {old['pid']}", new=old)
-        try:
-            with _step(record, "stop"):
-                _stop(wish)
-        finally:
-            # Whatever went wrong while stopping, the service must not stay down.
-            begun = time.time()
-            with _step(record, "start"):
-                _start(wish, old)
-        with _step(record, "prove"):
-            new = _prove(wish, old, begun)
-        _done(record, f"{wish['unit']} was restarted: pid {old['pid']} before, {new['pid']} now{_but(new)}", new=new)
+    strategy = strategy or wish["strategy"]
+    if strategy not in STRATEGIES:
+        raise SaltInvocationError(f"There is no strategy {strategy!r}; there are: {', '.join(STRATEGIES)}")
+    if since is None:
+        since = float("inf") if stale_only else _call_began()
+    with _procedure(wish, "restart") as record:
+        looked = _ready(record, wish)
+        # Who works goes last, so that each queue keeps its consumers as long as possible.
+        for one in sorted(looked, key=lambda one: one["active"] == "active"):
+            if one["active"] != "active" or not one["process"]:
+                _Replacement(record, wish, one).start_only()
+            elif one["started"] <= since and (one["stale"] or not stale_only):
+                _Replacement(record, wish, one).replace(strategy)
+            elif __salt__["sidekiq_units.helper_exists"](one["unit"]):
+                _Replacement(record, wish, one).retire_leftover()
+        _conclude(record, f"{_units(looked)} works already, started since this call was made or as it should be")
     return record
 
 
@@ -612,71 +774,54 @@ def _service(name: str, reveal: bool = False) -> dict[str, Any]:
     return services[name]
 
 
-def _config_files(wish: dict[str, Any]) -> list[str]:
-    files = [os.path.join(_UNIT_DIR, wish["unit"]), wish["env_file"], wish["config_file"]]
-    return [path for path in files if path]
+# Looking
 
 
-# systemd and /proc
+def _look(wish: dict[str, Any]) -> list[dict[str, Any]]:
+    """What systemd and /proc say of each unit of a service, and why its process is stale."""
+    looked = __salt__["sidekiq_units.facts"](wish["units"]) if wish["units"] else []
+    for one in looked:
+        one["process"] = __salt__["sidekiq_units.process"](one["pid"], one["group"]) if one["pid"] else None
+        one["stale"] = _stale(wish, one) if one["active"] == "active" and one["process"] else []
+    return looked
 
 
-def _unit_facts(unit: str) -> dict[str, Any]:
-    """
-    One ``systemctl show``. Not ``service.show``: that one splits ExecStart at `` ; `` and dies of an argument that
-    contains it (salt/modules/systemd_service.py, show), and it cannot tell a systemctl that failed.
-    """
-    argv = [_tool("systemctl", "systemd"), "show", "--property=" + ",".join(_PROPERTIES), "--", unit]
-    answer = __salt__["cmd.run_all"](argv, python_shell=False, env={"LC_ALL": "C"}, ignore_retcode=True)
-    if answer["retcode"] != 0:
-        raise CommandExecutionError(f"systemd does not answer about {unit}: {answer['stderr'] or answer['stdout']}")
-    facts = _read_properties(unit, answer["stdout"])
-    new = [path for path in _drop_ins(unit) if path not in facts["drop_ins"]]
-    if new:
-        # systemd 252 does not see a new drop-in before a daemon-reload, NeedDaemonReload or not.
-        facts["drop_ins"] += new
-        facts["needs_reload"] = True
-    return facts
+def _stale(wish: dict[str, Any], one: dict[str, Any]) -> list[str]:
+    process, release = one["process"], os.path.realpath(wish["current"])
+    reasons = []
+    if process["stopping"]:
+        reasons.append("it was told to be quiet, and works no more")
+    # Whose working directory is somewhere else altogether says nothing about its release.
+    if not _is_below(process["release"], release) and _is_below(process["release"], os.path.realpath(wish["app_dir"])):
+        reasons.append(f"it works in {process['release']}, and {wish['current']} is {release}")
+    if one["needs_reload"]:
+        reasons.append("it runs with an older unit")
+    changed = _changed_since(process["started"], [*_config_files(wish), *one["drop_ins"]])
+    if changed:
+        reasons.append(f"changed since it started: {', '.join(changed)}")
+    locked = _locked_version(release)
+    if process["version"] and locked and locked != process["version"]:
+        reasons.append(f"it is Sidekiq {process['version']}, and the release's Gemfile.lock says {locked}")
+    return reasons
 
 
-def _drop_ins(unit: str) -> list[str]:
-    """The administrator's own settings for a unit (systemctl edit), as they are on disk."""
-    folder = os.path.join(_UNIT_DIR, f"{unit}.d")
+def _is_below(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder.rstrip("/") + "/")
+
+
+def _locked_version(release: str) -> str:
+    """Sidekiq's version in a release's Gemfile.lock: four spaces, name, version (Bundler's lock file format)."""
     try:
-        return [os.path.join(folder, entry) for entry in sorted(os.listdir(folder)) if entry.endswith(".conf")]
+        with open(os.path.join(release, "Gemfile.lock"), encoding="utf-8", errors="replace") as handle:
+            match = re.search(r"^    sidekiq \((\d[\w.]*)\)$", handle.read(), re.MULTILINE)
     except OSError:
-        return []
+        return ""
+    return match[1] if match else ""
 
 
-def _read_properties(unit: str, text: str) -> dict[str, Any]:
-    found = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
-    pid = int(found.get("MainPID") or 0)
-    return {
-        "unit": unit,
-        "loaded": found.get("LoadState") == "loaded",
-        "masked": found.get("LoadState") == "masked",
-        "enabled": found.get("UnitFileState") == "enabled",
-        "active": found.get("ActiveState", ""),
-        "sub": found.get("SubState", ""),
-        "result": found.get("Result", ""),
-        "pid": pid,
-        "started": _started(pid),
-        "restarts": int(found.get("NRestarts") or 0),
-        "needs_reload": found.get("NeedDaemonReload") == "yes",
-        "drop_ins": found.get("DropInPaths", "").split(),
-    }
-
-
-def _started(pid: int) -> float | None:
-    """When a process was started (epoch s). Field 22 of proc_pid_stat(5), in ticks since boot, suspended time included."""
-    if not pid:
-        return None
-    try:
-        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as handle:
-            ticks = int(handle.read().rsplit(")", 1)[1].split()[19])
-    except (OSError, IndexError, ValueError):
-        return None
-    boot = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
-    return round(boot + ticks / os.sysconf("SC_CLK_TCK"), 2)
+def _config_files(wish: dict[str, Any]) -> list[str]:
+    files = [wish["unit_file"], wish["env_file"], wish["config_file"], wish["restart_file"]]
+    return [path for path in files if path]
 
 
 def _changed_since(started: float | None, files: list[str]) -> list[str]:
@@ -694,155 +839,665 @@ def _changed_since(started: float | None, files: list[str]) -> list[str]:
     return changed
 
 
-def _works_since(facts: dict[str, Any], moment: float) -> bool:
-    return facts["active"] == "active" and (facts["started"] or 0) > moment
+def _surplus(wish: dict[str, Any]) -> list[str]:
+    """Units of a service that are set up and no longer wished: it has more processes now, or fewer."""
+    links = glob.glob(os.path.join(_UNIT_DIR, "*.wants", f"{glob.escape(wish['name'])}@*.service"))
+    found = {os.path.basename(path) for path in links}
+    found |= {os.path.basename(path) for path in _unused_unit_files(wish) if "@" not in path}
+    return sorted(found - set(wish["units"]))
 
 
-def _ready_to_start(wish: dict[str, Any]) -> dict[str, Any]:
-    """The unit's facts, once it is sure that stopping it could be followed by a start."""
-    facts = _unit_facts(wish["unit"])
-    if facts["needs_reload"]:
-        __salt__["service.systemctl_reload"]()
-        facts = _unit_facts(wish["unit"])
-    if not facts["loaded"]:
-        reason = "is masked: systemctl unmask it" if facts["masked"] else "is not on this host: apply redis_sidekiq"
-        raise CommandExecutionError(f"{wish['unit']} {reason} first")
-    if not os.path.exists(wish["current"]):
-        raise CommandExecutionError(f"There is no release at {wish['current']}: deploy one first")
-    return facts
+def _unused_unit_files(wish: dict[str, Any]) -> list[str]:
+    both = [os.path.join(_UNIT_DIR, f"{wish['name']}{at}.service") for at in ("", "@")]
+    return [path for path in both if path != wish["unit_file"] and os.path.exists(path)]
 
 
-def _start(wish: dict[str, Any], old: dict[str, Any]) -> None:
-    """Start, and say why it did not: systemd waits for READY=1, TimeoutStartSec at most."""
-    if old["result"] == "start-limit-hit":
-        argv = [_tool("systemctl", "systemd"), "reset-failed", "--", wish["unit"]]
-        __salt__["cmd.run_all"](argv, python_shell=False, ignore_retcode=True)
-    asked = time.time()
+def _leftovers(wish: dict[str, Any]) -> list[str]:
+    """Units whose restart was cut off: its helper or guard is still there."""
+    return [
+        unit
+        for unit in wish["units"]
+        if __salt__["sidekiq_units.helper_exists"](unit) or __salt__["sidekiq_units.guard_exists"](unit)
+    ]
+
+
+def _units(looked: list[dict[str, Any]]) -> str:
+    return ", ".join(one["unit"] for one in looked)
+
+
+# Heartbeats
+
+
+def _beats_or_why_not(wish: dict[str, Any]) -> tuple[list[dict[str, Any]], str]:
     try:
-        __salt__["service.start"](wish["unit"])
+        return __salt__["sidekiq_redis.beats"](wish["name"]), ""
     except CommandExecutionError as err:
-        raise CommandExecutionError(f"{wish['unit']} did not start{_journal(wish, asked)}") from err
+        return [], str(err)
 
 
-def _stop(wish: dict[str, Any]) -> dict[str, Any]:
-    """Stop; systemd waits TimeoutStopSec at most before it kills."""
-    try:
-        __salt__["service.stop"](wish["unit"])
-    except CommandExecutionError as err:
-        raise CommandExecutionError(f"{wish['unit']} did not stop: {err}") from err
-    facts = _unit_facts(wish["unit"])
-    if facts["active"] not in ("inactive", "failed"):
-        raise CommandExecutionError(f"{wish['unit']} did not stop, systemd calls it {facts['active']}")
-    if facts["result"] == "timeout":
-        log.warning("%s was killed after its stop timeout of %s s", wish["unit"], wish["stop_timeout"])
-    return facts
+def _beat_of(
+    wish: dict[str, Any], process: dict[str, Any] | None, beats: list[dict[str, Any]], known: Collection[str] = ()
+) -> dict[str, Any] | None:
+    """
+    The heartbeat of one process of this host. Its identity says hostname and pid, and neither is unique: hosts can have
+    the same name, and a dead process' heartbeat stays for a minute, while its pid is given out again. So it also has to
+    be fresh, none of those that were there before the process was, and the nearest to its start.
+    """
+    if not process:
+        return None
+    # Sidekiq calls its host $DYNO or by its hostname (lib/sidekiq/component.rb).
+    host = _service(wish["name"], reveal=True)["env"].get("DYNO") or os.uname().nodename
+    mine = [
+        beat
+        for beat in beats
+        if (beat["hostname"], beat["pid"]) == (host, process["pid"])
+        and beat["identity"] not in known
+        and beat["beat_age"] < _FRESH
+    ]
+    return min(mine, key=lambda beat: abs((beat["started"] or 0) - process["started"]), default=None)
 
 
-def _prove(wish: dict[str, Any], old: dict[str, Any], begun: float) -> dict[str, Any]:
-    """The new process: another one than before, alive a little later, and beating. Waits on /proc, not on systemctl."""
-    first = _unit_facts(wish["unit"])
-    if first["active"] != "active" or not first["pid"] or first["pid"] == old["pid"]:
-        raise CommandExecutionError(f"{wish['unit']} is {first['active']} after its start{_journal(wish, begun)}")
-    until = time.monotonic() + _SETTLE
-    while time.monotonic() < until and _started(first["pid"]) is not None:
-        time.sleep(0.1)
-    facts = _unit_facts(wish["unit"])
-    if (facts["active"], facts["pid"], facts["restarts"]) != ("active", first["pid"], first["restarts"]):
-        raise CommandExecutionError(f"{wish['unit']} ended within {_SETTLE:g} s of its start{_journal(wish, begun)}")
-    facts["heartbeat"], facts["heartbeat_error"] = _first_beat(wish["name"], facts["pid"])
-    if not facts["heartbeat"] and not facts["heartbeat_error"]:
-        raise CommandExecutionError(
-            f"{wish['unit']} runs as pid {facts['pid']} but does not beat in the Redis of its REDIS_URL: does the app "
-            f"connect elsewhere? Then set `redis: ''` for this service{_journal(wish, begun)}"
-        )
-    return facts
+def _disagreements(wish: dict[str, Any], looked: list[dict[str, Any]]) -> list[str]:
+    found = []
+    for one in looked:
+        if one["active"] == "active" and not one["heartbeat"]:
+            found.append(f"systemd calls {one['unit']} active, but pid {one['pid']} does not beat in Redis")
+        if one["process"] and one["process"]["wrapper"]:
+            found.append(_wrapped(one))
+        if one["heartbeat"] and one["heartbeat"]["quiet"]:
+            found.append(f"{one['unit']} is active for systemd, and quiet: it works no more until it is restarted")
+    return found
 
 
-def _but(new: dict[str, Any]) -> str:
-    return f"; its heartbeat was not seen: {new['heartbeat_error']}" if new["heartbeat_error"] else ""
+def _wrapped(one: dict[str, Any]) -> str:
+    return (
+        f"the main process of {one['unit']}, pid {one['pid']}, is not Sidekiq but its parent: a plain systemctl stop "
+        f"would kill Sidekiq, pid {one['process']['pid']}, with its jobs; begin the command's last part with exec"
+    )
 
 
-def _journal(wish: dict[str, Any], since: float) -> str:
-    """The unit's last words, as the end of a sentence. Secrets of its environment are blotted out."""
-    argv = [salt.utils.path.which("journalctl") or "journalctl", "--no-pager", "--output=json"]
-    argv += ["--output-fields=MESSAGE", f"--lines={_JOURNAL_LINES}", f"--unit={wish['unit']}", f"--since=@{since:.3f}"]
-    answer = __salt__["cmd.run_all"](argv, python_shell=False, ignore_retcode=True, timeout=20, output_loglevel="quiet")
-    lines = _journal_messages(answer["stdout"])
-    if not lines:
-        return f"; its journal says nothing: journalctl --unit={wish['unit']}"
-    return "; its journal ends with:\n" + _blot("\n".join(lines), _service(wish["name"], reveal=True)["env"])
+# Replacing a process
 
 
-def _journal_messages(text: str) -> list[str]:
-    messages = []
-    for line in text.splitlines():
+class _Replacement:
+    """One unit's process gives way to a new one; what is seen on the way goes into the record."""
+
+    def __init__(self, record: dict[str, Any], wish: dict[str, Any], one: dict[str, Any]) -> None:
+        self.record, self.wish, self.unit, self.old = record, wish, one["unit"], one
+        self.helper = __salt__["sidekiq_units.helper_name"](self.unit)
+        self.release = os.path.realpath(wish["current"])
+        self.has_redis = "REDIS_URL" in wish["env_names"]
+        self.made = self.began = time.time()
+        self.jobs: dict[str, dict[str, Any]] = {}  # those in work in what went
+        self.gone: set[str] = set()  # heartbeats of what went
+        self.drained: set[str] = set()  # those of them that had no job left
+        self.known: set[str] = set()  # heartbeats from before
+        self.quiet_at = self.works_at = 0.0
+        self.entry = {"unit": self.unit, "strategy": "", "old": _short(one), "new": {}, "gap": None}
+        record["processes"].append(self.entry)
+
+    # The ways
+
+    def start_only(self) -> None:
+        """What is not active; a try that systemd makes may have read older files, and would count as ours."""
+        self.entry["strategy"] = "start"
+        self.remember_beats()
+        if self.old["active"] not in ("inactive", "failed"):
+            with self.step("stop"):
+                self.stop(self.unit, self.old["process"])
+        with self.step("start"):
+            self.start()
+        with self.step("prove"):
+            self.entry["new"] = self.prove(self.unit, _SETTLE, beats=1, strict=False)
+        self.retire_leftover()
+
+    def stop_only(self, drain: float) -> None:
+        """What the settings do not want, or what was asked to stop."""
+        self.entry["strategy"] = "stop"
+        if drain and self.old["process"]:
+            with self.step("quiet"):
+                self.quiet(self.old["process"])
+            with self.step("drain"):
+                self.drain(self.old["process"], drain)
+        with self.step("stop"):
+            self.stop(self.unit, self.old["process"])
+        self.account()
+        if __salt__["sidekiq_units.helper_exists"](self.unit):
+            self.drop_helper()
+
+    def retire_leftover(self) -> None:
+        """The service's own process works; a helper that a cut-off restart left has nothing to do any more."""
+        if __salt__["sidekiq_units.helper_exists"](self.unit):
+            self.entry["strategy"] = self.entry["strategy"] or "retire"
+            self.retire_helper()
+            self.account()
+
+    def replace(self, strategy: str) -> None:
+        """What works, and is to be new."""
+        with self.step("check"):
+            self.check()
+            covered = self.is_covered()
+        self.entry["strategy"] = strategy if covered else self.possible(strategy)
+        if self.entry["strategy"] == "handover" and not covered:
+            self.raise_helper()
+            covered = True
+        with self.step("guard"):
+            __salt__["sidekiq_units.guard_arm"](self.unit, _LOCK)
         try:
-            message = json.loads(line).get("MESSAGE")
-        except (ValueError, AttributeError):
-            continue
-        # A message that is not UTF-8 comes as a list of bytes (systemd's JOURNAL_EXPORT_FORMATS).
-        if isinstance(message, list):
-            message = bytes(message).decode("utf-8", "replace")
-        if message:
-            messages.append(message)
-    return messages
+            self.exchange(covered)
+        except BaseException:
+            self.rescue()
+            raise
+        finally:
+            __salt__["sidekiq_units.guard_disarm"](self.unit)
+        self.account()
+
+    def exchange(self, covered: bool) -> None:
+        """The old process winds down and a new one takes over; after the first step there is no way back."""
+        self.quiet_at = time.time()
+        with self.step("quiet"):
+            self.quiet(self.old["process"])
+        with self.step("drain"):
+            self.drain(self.old["process"], self.wish["drain_timeout"])
+        with self.step("stop"):
+            self.stop(self.unit, self.old["process"])
+        with self.step("start"):
+            self.start()
+        self.entry["gap"] = 0.0 if covered else round(self.works_at - self.quiet_at, 3)
+        with self.step("prove"):
+            self.entry["new"] = self.prove(self.unit, _SETTLE, beats=2)
+        if covered:
+            self.retire_helper()
+
+    # Before the first step that cannot be taken back
+
+    def check(self) -> None:
+        """A process that cannot push its jobs back must not be stopped."""
+        if not self.has_redis:
+            self.warn(f"The settings give {self.wish['name']} no Redis: its heartbeat and its jobs were not seen")
+            return
+        refusal = __salt__["sidekiq_redis.refusal"](self.wish["name"])
+        if refusal:
+            raise CommandExecutionError(f"{self.unit} was left as it is, its jobs could not be pushed back. {refusal}")
+        self.remember_beats()
+        if self.old["process"]["wrapper"]:
+            self.warn(_wrapped(self.old))
+
+    def remember_beats(self) -> None:
+        self.known = {beat["identity"] for beat in _beats_or_why_not(self.wish)[0]}
+
+    def is_covered(self) -> bool:
+        """A restart that was cut off left its helper at work: what it was made for goes on with it."""
+        if not __salt__["sidekiq_units.helper_exists"](self.unit):
+            return False
+        (helper,) = __salt__["sidekiq_units.facts"]([self.helper])
+        if helper["active"] == "active":
+            return True
+        __salt__["sidekiq_units.helper_remove"](self.unit)
+        return False
+
+    def possible(self, strategy: str) -> str:
+        """Two processes need the memory of two."""
+        if strategy != "handover":
+            return strategy
+        needed = int(self.old["process"]["rss"] * 1.25) + _SPARE_MEMORY
+        available = __salt__["sidekiq_units.available_memory"]()
+        if available >= needed:
+            return strategy
+        self.warn(
+            f"{self.unit} was drained instead of handed over: a second process needs {needed >> 20} MiB of memory, "
+            f"{available >> 20} MiB are available"
+        )
+        return "drain"
+
+    def raise_helper(self) -> None:
+        """The new release proves itself beside the old process; if it cannot, nothing has happened."""
+        self.began = time.time()
+        try:
+            with self.step("start the helper"):
+                __salt__["sidekiq_units.helper_write"](self.old)
+                self.tell_start(self.helper)
+            with self.step("prove the helper"):
+                self.prove(self.helper, _SETTLE_HELPER, beats=1)
+        except BaseException as err:
+            self.drop_helper()
+            if isinstance(err, CommandExecutionError):
+                raise CommandExecutionError(f"{self.unit} still works as before, pid {self.old['pid']}. {err}") from err
+            raise
+
+    def drop_helper(self) -> None:
+        with contextlib.suppress(CommandExecutionError):
+            __salt__["sidekiq_units.stop"](self.helper)
+        __salt__["sidekiq_units.helper_remove"](self.unit)
+
+    # Winding down
+
+    def quiet(self, process: dict[str, Any]) -> None:
+        """
+        No more jobs are fetched. A process whose worker threads are known by number says so at once, by their end;
+        else its next beat does.
+        """
+        beat = self.beat_of(process)
+        process["countable"] = process["threads"] > 0 and (not beat or beat["concurrency"] == process["threads"])
+        process["identity"] = beat["identity"] if beat else ""
+        self.gone.add(process["identity"])
+        self.note_jobs(process)
+        if not __salt__["sidekiq_units.signal"](process["pid"], process["born"], "TSTP"):
+            return
+        process["quiet_at"] = time.time()
+        for _ in self.polls(process, _QUIET_BUDGET):
+            if self.is_drained(process):
+                return
+            beat = self.beat_of(process)
+            if beat and beat["quiet"]:
+                self.note_jobs(process)
+                return
+        if self.is_there(process):
+            self.warn(f"pid {process['pid']} of {self.unit} did not say within {_QUIET_BUDGET:g} s that it is quiet")
+
+    def drain(self, process: dict[str, Any], budget: float) -> bool:
+        """Jobs in work come to their end, within a budget. Returns whether all did."""
+        for _ in self.polls(process, budget):
+            if self.is_drained(process):
+                break
+            self.note_jobs(process)
+            beat = None if process["countable"] else self.beat_of(process)
+            # A late fetch is over two seconds after the signal: the fetch's own timeout (lib/sidekiq/fetch.rb).
+            if beat and beat["quiet"] and not beat["busy"] and beat["beat"] > process.get("quiet_at", 0) + 2:
+                self.drained.add(process["identity"])
+                return True
+        if self.is_drained(process):
+            self.drained.add(process["identity"])
+            return True
+        return False
+
+    def is_drained(self, process: dict[str, Any]) -> bool:
+        """A processor thread ends once it was told to be quiet and its job is done."""
+        return process["countable"] and self.is_there(process) and not self.threads(process)
+
+    def threads(self, process: dict[str, Any]) -> int:
+        return __salt__["sidekiq_units.worker_threads"](process["pid"])
+
+    def is_there(self, process: dict[str, Any]) -> bool:
+        return __salt__["sidekiq_units.born"](process["pid"]) == process["born"]
+
+    def polls(self, process: dict[str, Any], budget: float) -> Iterator[None]:
+        """Once a second, or sooner when the worker threads have ended; ends with the process or the budget."""
+        until = time.monotonic() + budget
+        while self.is_there(process) and time.monotonic() < until:
+            yield
+            pause = min(until, time.monotonic() + 1)
+            while time.monotonic() < pause and self.is_there(process) and not self.is_drained(process):
+                time.sleep(_POLL)
+
+    def stop(self, unit: str, process: dict[str, Any] | None) -> None:
+        """Sidekiq's own end: what is still in work after its timeout goes back into its queue."""
+        if process and self.is_there(process):
+            self.await_redis(process)
+            self.note_jobs(process)
+            if process["wrapper"]:
+                # systemd would tell the wrapper alone, and kill the rest as soon as that is gone.
+                __salt__["sidekiq_units.signal"](process["pid"], process["born"], "TERM")
+                until = time.monotonic() + self.wish["stop_timeout"]
+                while self.is_there(process) and time.monotonic() < until:
+                    time.sleep(_POLL)
+        stopped_at = time.time()
+        __salt__["sidekiq_units.stop"](unit)
+        (facts,) = __salt__["sidekiq_units.facts"]([unit])
+        if facts["active"] not in ("inactive", "failed"):
+            raise CommandExecutionError(f"{unit} did not stop, systemd calls it {facts['active']}")
+        if facts["result"] == "timeout":
+            self.warn(f"{unit} was killed after its stop timeout of {self.wish['stop_timeout']} s")
+        if __salt__["sidekiq_units.journal_about"]([unit], stopped_at - 1, [_LOSS]):
+            self.record["lossy"].append(f"{unit} said '{_LOSS}' when it stopped: those jobs are lost")
+
+    def await_redis(self, process: dict[str, Any]) -> None:
+        """Jobs in work are pushed back into Redis; while it takes none they are given time to end by themselves."""
+        until = time.monotonic() + self.wish["stop_timeout"]
+        while self.has_redis and self.is_there(process) and not self.is_drained(process):
+            refusal = __salt__["sidekiq_redis.refusal"](self.wish["name"])
+            if not refusal:
+                return
+            if time.monotonic() > until:
+                self.warn(f"{self.unit} was stopped with jobs in work although they could not be pushed back. {refusal}")
+                return
+            time.sleep(1)
+
+    # Starting
+
+    def start(self) -> None:
+        """Start; a Sidekiq cannot boot without its Redis, so one that is just being restarted is waited for."""
+        self.began, self.release = time.time(), os.path.realpath(self.wish["current"])
+        if self.old["result"] == "start-limit-hit":
+            __salt__["sidekiq_units.reset_failed"](self.unit)
+        try:
+            self.tell_start(self.unit)
+        except CommandExecutionError:
+            if not self.has_redis or not self.redis_comes_back():
+                raise
+            self.tell_start(self.unit)
+        self.works_at = time.time()
+
+    def tell_start(self, unit: str) -> None:
+        try:
+            __salt__["sidekiq_units.start"](unit)
+        except CommandExecutionError as err:
+            raise CommandExecutionError(f"{unit} did not start{self.journal(unit)}") from err
+
+    def redis_comes_back(self) -> bool:
+        """Was Redis away, and is it back?"""
+        until, away = time.monotonic() + _REDIS_BUDGET, False
+        while __salt__["sidekiq_redis.refusal"](self.wish["name"]):
+            away = True
+            if time.monotonic() > until:
+                return False
+            time.sleep(1)
+        return away
+
+    def prove(self, unit: str, settle: float, beats: int, strict: bool = True) -> dict[str, Any]:
+        """The new process: another one than before, in the release, alive a little later, and beating."""
+        (first,) = __salt__["sidekiq_units.facts"]([unit])
+        process = __salt__["sidekiq_units.process"](first["pid"], first["group"])
+        if first["active"] != "active" or not process or first["pid"] == self.old["pid"]:
+            raise CommandExecutionError(f"{unit} is {first['active']} after its start{self.journal(unit)}")
+        until = time.monotonic() + settle
+        while time.monotonic() < until and self.is_there(process):
+            time.sleep(_POLL)
+        beat, error = self.new_beat(first, beats, patient=strict) if self.has_redis else (None, "")
+        (facts,) = __salt__["sidekiq_units.facts"]([unit])
+        if (facts["active"], facts["pid"], facts["restarts"]) != ("active", first["pid"], first["restarts"]):
+            raise CommandExecutionError(f"{unit} ended soon after its start{self.journal(unit)}")
+        facts["process"] = __salt__["sidekiq_units.process"](facts["pid"], facts["group"])
+        self.prove_release(facts)
+        if self.has_redis and not beat:
+            self.prove_failed(facts, error, strict)
+        return {**_short(facts), "heartbeat": beat}
+
+    def prove_release(self, facts: dict[str, Any]) -> None:
+        """It works where `current` pointed when it was started, or points by now."""
+        found, app = facts["process"]["release"], os.path.realpath(self.wish["app_dir"])
+        wanted = {self.release, os.path.realpath(self.wish["current"])}
+        if _is_below(found, app) and not any(_is_below(found, release) for release in wanted):
+            raise CommandExecutionError(f"{facts['unit']} works in {found} instead of {self.release}")
+
+    def prove_failed(self, facts: dict[str, Any], error: str, strict: bool) -> None:
+        if not error:
+            raise CommandExecutionError(
+                f"{facts['unit']} runs as pid {facts['pid']} but does not beat in the Redis of its REDIS_URL: does the "
+                f"app connect elsewhere? Then set `redis: ''` for this service{self.journal(facts['unit'])}"
+            )
+        if strict:
+            raise CommandExecutionError(f"{facts['unit']} runs as pid {facts['pid']}, and is not proven to work. {error}")
+        self.warn(f"{facts['unit']} works, but its heartbeat was not seen. {error}")
+
+    def new_beat(self, facts: dict[str, Any], count: int, patient: bool) -> tuple[dict[str, Any] | None, str]:
+        """A process' heartbeat once it was seen ``count`` times, or None; and why it could not be asked for."""
+        until, seen, error = time.monotonic() + _FIRST_BEAT, set(), ""
+        while time.monotonic() < until and __salt__["sidekiq_units.born"](facts["pid"]):
+            beats, error = _beats_or_why_not(self.wish)
+            if error and not patient:
+                break
+            process = __salt__["sidekiq_units.process"](facts["pid"], facts["group"])
+            beat = _beat_of(self.wish, process, beats, self.known)
+            if beat and beat["beat"] not in seen and not beat["quiet"]:
+                seen.add(beat["beat"])
+                until = time.monotonic() + _NEXT_BEAT
+                if len(seen) >= count:
+                    return beat, ""
+            time.sleep(0.25)
+        return None, error
+
+    def retire_helper(self) -> None:
+        """The service's own process works again; the helper gives way as the old process did."""
+        (helper,) = __salt__["sidekiq_units.facts"]([self.helper])
+        process = __salt__["sidekiq_units.process"](helper["pid"], helper["group"])
+        if process:
+            with self.step("quiet the helper"):
+                self.quiet(process)
+            with self.step("drain the helper"):
+                self.drain(process, self.wish["drain_timeout"])
+        with self.step("stop the helper"):
+            self.stop(self.helper, process)
+            __salt__["sidekiq_units.helper_remove"](self.unit)
+
+    def rescue(self) -> None:
+        """Something failed after the old process was told to be quiet: a process has to work in the end."""
+        with self.step("rescue"):
+            (facts,) = __salt__["sidekiq_units.facts"]([self.unit])
+            if facts["active"] == "active" and facts["pid"] != self.old["pid"]:
+                self.warn(f"{self.unit} runs, pid {facts['pid']}")
+                return
+            if facts["active"] == "activating":
+                self.warn(f"systemd goes on trying to start {self.unit}")
+                return
+            try:
+                __salt__["sidekiq_units.restart"](self.unit)
+            except CommandExecutionError as err:
+                self.warn(f"{self.unit} could not be started: {err}. systemd goes on trying")
+                return
+            (facts,) = __salt__["sidekiq_units.facts"]([self.unit])
+            self.warn(f"{self.unit} was started again in systemd's own way, pid {facts['pid']}")
+            if __salt__["sidekiq_units.helper_exists"](self.unit):
+                self.drop_helper()
+
+    # What became of the jobs
+
+    def note_jobs(self, process: dict[str, Any]) -> None:
+        """The jobs in work as of the last beat."""
+        if not process.get("identity"):
+            return
+        with contextlib.suppress(CommandExecutionError):
+            for job in __salt__["sidekiq_redis.jobs"](self.wish["name"], [process["identity"]]):
+                self.jobs[job["jid"]] = {**job, "fate": _NOT_FOUND}
+
+    def account(self) -> None:
+        """Each job that was in work is finished, failed, or somewhere in Redis."""
+        if not self.jobs:
+            return
+        with self.step("account"):
+            self.redis_comes_back()
+            for attempt in range(_ACCOUNT_TRIES):
+                time.sleep(attempt)
+                self.judge()
+                lost = sorted(jid for jid, job in self.jobs.items() if job["fate"] == _NOT_FOUND)
+                if not lost:
+                    break
+        for jid, job in self.jobs.items():
+            self.record["jobs"][jid] = {key: job[key] for key in ("class", "queue", "fate")}
+        if lost:
+            self.record["lossy"].append(f"{len(lost)} of {len(self.jobs)} jobs in work were not found again: {', '.join(lost)}")
+
+    def judge(self) -> None:
+        """Sidekiq's own log says what ended, Redis where the others are; and a drained process has finished all."""
+        units = [self.unit, self.helper]
+        said = __salt__["sidekiq_units.journal_about"](units, self.made - 1, sorted(self.jobs))
+        names = sorted({job["queue"].removeprefix("queue:") for job in self.jobs.values()})
+        unsaid = [jid for jid in self.jobs if not _says(said, jid, "done")]
+        places = __salt__["sidekiq_redis.find"](self.wish["name"], unsaid, names, sorted(self.gone)) if unsaid else {}
+        for jid, job in self.jobs.items():
+            if jid not in unsaid:
+                job["fate"] = "finished"
+            elif jid in places:
+                job["fate"] = places[jid]
+            elif _says(said, jid, "fail"):
+                job["fate"] = "failed"
+            elif job["identity"] in self.drained:
+                job["fate"] = "finished"
+
+    # Small things
+
+    def beat_of(self, process: dict[str, Any]) -> dict[str, Any] | None:
+        return _beat_of(self.wish, process, _beats_or_why_not(self.wish)[0])
+
+    def journal(self, unit: str) -> str:
+        secrets = [str(value) for value in _service(self.wish["name"], reveal=True)["env"].values()]
+        return __salt__["sidekiq_units.journal"](unit, self.began, secrets)
+
+    def warn(self, sentence: str) -> None:
+        log.warning("%s", sentence)
+        self.record["warnings"].append(sentence)
+
+    def step(self, name: str) -> contextlib.AbstractContextManager[None]:
+        return _step(self.record, name, self.unit)
 
 
-def _blot(text: str, env: dict[str, str]) -> str:
-    """Values of the environment, and passwords within URLs of it, as asterisks; short values are words, not secrets."""
-    secrets = {str(value) for value in env.values()}
-    for value in list(secrets):
-        with contextlib.suppress(ValueError):
-            secrets.add(urlsplit(value).password or "")
-    for secret in sorted(secrets, key=len, reverse=True):
-        if len(secret) >= 6:
-            text = text.replace(secret, "******")
-    return text
+def _says(lines: list[str], jid: str, word: str) -> bool:
+    """Sidekiq logs `start`, then `done` or `fail` for each job, with its jid (lib/sidekiq/job_logger.rb)."""
+    return any(jid in line and re.search(rf"\b{word}\b", line) for line in lines)
+
+
+def _short(one: dict[str, Any]) -> dict[str, Any]:
+    """What a record says of a process."""
+    process = one.get("process") or {}
+    return {
+        "pid": process.get("pid", one["pid"]),
+        "active": one["active"],
+        "started": process.get("started"),
+        "release": process.get("release", ""),
+        "version": process.get("version"),
+    }
+
+
+def _ready(record: dict[str, Any], wish: dict[str, Any]) -> list[dict[str, Any]]:
+    """The units as they are, once it is sure that stopping them could be followed by a start."""
+    with _step(record, "look"):
+        _tidy(wish)
+        looked = _look(wish)
+        if any(one["needs_reload"] for one in looked):
+            older = {one["unit"] for one in looked if one["needs_reload"]}
+            __salt__["sidekiq_units.reload_systemd"]()
+            looked = _look(wish)
+            for one in looked:
+                # What runs is still the process of the older unit.
+                if one["unit"] in older and one["process"]:
+                    one["stale"].append("it runs with an older unit")
+        for one in looked:
+            if not one["loaded"]:
+                reason = "is masked: systemctl unmask it" if one["masked"] else "is not on this host: apply redis_sidekiq"
+                raise CommandExecutionError(f"{one['unit']} {reason} first")
+        if not os.path.exists(wish["current"]):
+            raise CommandExecutionError(f"There is no release at {wish['current']}: deploy one first")
+    return looked
+
+
+def _tidy(wish: dict[str, Any]) -> None:
+    """Who holds the lock is in charge: the guard of a restart that was cut off is not needed any more."""
+    for unit in wish["units"]:
+        __salt__["sidekiq_units.guard_disarm"](unit)
+
+
+def _wind_down(service: str, act: str, drain: float) -> dict[str, Any]:
+    wish = _service(service)
+    with _procedure(wish, act) as record:
+        with _step(record, "look"):
+            looked = [one for one in _look(wish) if one["process"]]
+        for one in looked:
+            replacement = _Replacement(record, wish, one)
+            replacement.entry["strategy"] = "drain only" if act == "drain" else act
+            with replacement.step("quiet"):
+                replacement.quiet(one["process"])
+            if act == "drain":
+                with replacement.step("drain"):
+                    drained = replacement.drain(one["process"], drain)
+                if not drained:
+                    raise CommandExecutionError(f"{one['unit']} still has jobs in work after {drain:g} s")
+        _conclude(record, f"{wish['name']} does not run")
+    return record
 
 
 # The procedure and its record
 
 
 @contextlib.contextmanager
-def _procedure(wish: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _procedure(wish: dict[str, Any], act: str) -> Iterator[dict[str, Any]]:
     """
-    One act on one service at a time, with a record of its steps. What fails inside is told by the record, so that it
-    reaches the caller with the steps that were done; an error of the caller's is raised.
+    One act on this host's services at a time, with a record of its steps. What fails inside is told by the record, so
+    that it reaches the caller with the steps that were done; an error of the caller's is raised.
     """
-    record = {"service": wish["name"], "result": False, "comment": "", "old": {}, "new": {}, "steps": []}
+    record: dict[str, Any] = {
+        "service": wish["name"],
+        "act": act,
+        "result": False,
+        "comment": "",
+        "steps": [],
+        "processes": [],
+        "jobs": {},
+        "warnings": [],
+        "lossy": [],
+    }
     try:
-        # Another call may be in the middle of a whole stop and start.
-        budget = wish["stop_timeout"] + wish["start_timeout"] + _SETTLE + _FIRST_BEAT + 30
         with _step(record, "lock"):
-            lock = _lock(wish["name"], budget)
+            lock = _lock(sum(map(_budget, _settings()["sidekiq"]["services"])))
         with lock:
             yield record
     except CommandExecutionError as err:
         record["result"] = False
-        record["comment"] = str(err)
+        record["comment"] = " ".join([str(err), *record["lossy"], *record["warnings"]])
+    del record["lossy"]
+
+
+def _budget(wish: dict[str, Any]) -> float:
+    """How long a restart of a service may take (s)."""
+    once = _QUIET_BUDGET + wish["drain_timeout"] + 2 * wish["stop_timeout"]
+    start = 2 * wish["start_timeout"] + _SETTLE_HELPER + _FIRST_BEAT + _NEXT_BEAT + _REDIS_BUDGET
+    return len(wish["units"]) * (2 * once + 2 * start + 30)
 
 
 @contextlib.contextmanager
-def _step(record: dict[str, Any], name: str) -> Iterator[None]:
+def _step(record: dict[str, Any], name: str, unit: str = "") -> Iterator[None]:
+    _tell_step(record, {"step": name, "unit": unit})
     begun = time.monotonic()
     try:
         yield
     finally:
-        record["steps"].append({"step": name, "seconds": round(time.monotonic() - begun, 3)})
+        record["steps"].append({"unit": unit, "step": name, "seconds": round(time.monotonic() - begun, 3)})
 
 
-def _done(record: dict[str, Any], comment: str, new: dict[str, Any]) -> dict[str, Any]:
-    record.update(result=True, comment=comment, new=new)
-    return record
+def _tell_step(record: dict[str, Any], step: dict[str, str]) -> None:
+    """Whoever watches sees the steps as they happen: a person at salt-call, or the master's event bus."""
+    if __opts__.get("__cli") == "salt-call":
+        print(f"{time.strftime('%H:%M:%S')} {step['unit'] or record['service']}: {step['step']}", file=sys.stderr, flush=True)
+    elif __opts__.get("__cli") == "salt-minion":
+        # By way of the minion, which neither waits for the master nor fails with it (salt/modules/event.py).
+        __salt__["event.fire_master"](step, f"redis_sidekiq/{record['act']}/{record['service']}")
 
 
-def _lock(name: str, budget: float) -> Any:
+def _conclude(record: dict[str, Any], nothing: str) -> None:
+    said = [_sentence(entry) for entry in record["processes"]] or [nothing]
+    record["comment"] = ". ".join([*said, *record["lossy"], *record["warnings"]])
+    record["result"] = not record["lossy"]
+
+
+def _sentence(entry: dict[str, Any]) -> str:
+    pids = f"pid {entry['old']['pid']} before, {entry['new'].get('pid')} now"
+    return {
+        "start": f"{entry['unit']} works, pid {entry['new'].get('pid')}",
+        "stop": f"{entry['unit']} is stopped",
+        "quiet": f"{entry['unit']} is quiet, and works no more until it is restarted",
+        "drain only": f"{entry['unit']} has no job in work, and works no more until it is restarted",
+        "retire": f"the helper of {entry['unit']} is gone",
+        "drain": f"{entry['unit']} was drained and replaced: {pids}",
+        "handover": f"{entry['unit']} was handed over: {pids}",
+    }[entry["strategy"]]
+
+
+def _call_began() -> float:
+    """
+    When this call was made: its process was started for it, a while before it came to this line. A minion that works
+    with threads instead has an old process, which says nothing.
+    """
+    now = time.time()
+    began = __salt__["sidekiq_units.start_time"](os.getpid()) or now
+    return began if now - began < _CALL_AGE else now
+
+
+def _lock(budget: float) -> Any:
     """A lock that the kernel lets go of when its holder dies, whatever killed it."""
     try:
-        os.makedirs(_LOCK_DIR, mode=0o755, exist_ok=True)
-        handle = open(os.path.join(_LOCK_DIR, f"{name}.lock"), "w", encoding="ascii")  # noqa: SIM115
+        os.makedirs(os.path.dirname(_LOCK), mode=0o755, exist_ok=True)
+        handle = open(_LOCK, "w", encoding="ascii")  # noqa: SIM115
     except OSError as err:
-        raise CommandExecutionError(f"Cannot lock the service in {_LOCK_DIR}: {err.strerror}") from err
+        raise CommandExecutionError(f"Cannot lock the services in {_LOCK}: {err.strerror}") from err
     until = time.monotonic() + budget
     while True:
         try:
@@ -852,92 +1507,10 @@ def _lock(name: str, budget: float) -> Any:
             if time.monotonic() > until:
                 handle.close()
                 raise CommandExecutionError(
-                    f"Another call has been at work on {name} for more than {budget:.0f} s: look for it with "
+                    f"Another call has been at work on Sidekiq for more than {budget:.0f} s: look for it with "
                     "`salt-call saltutil.running`"
                 ) from None
             time.sleep(0.1)
-
-
-# Heartbeats in Redis
-
-
-def _client(service: str) -> Any:
-    """A client for the Redis that the service's REDIS_URL names; the URL never leaves this process."""
-    url = _service(service, reveal=True)["env"].get("REDIS_URL", "")
-    if not url:
-        raise CommandExecutionError(f"The settings give {service} no Redis, so nothing can be said about its heartbeat")
-    try:
-        import redis  # late: it costs 0.04 s, and most runs need no answer from Redis
-    except ImportError:
-        raise CommandExecutionError("Salt's Python has no module redis: apply redis_sidekiq, or pip.install it") from None
-    return redis.Redis.from_url(
-        url, decode_responses=True, socket_timeout=_REDIS_TIMEOUT, socket_connect_timeout=_REDIS_TIMEOUT
-    )
-
-
-def _beats(service: str) -> list[dict[str, Any]]:
-    client = _client(service)
-    import redis
-
-    try:
-        identities = sorted(client.smembers("processes"))
-        pipe = client.pipeline(transaction=False)
-        for identity in identities:
-            pipe.hgetall(identity)
-        answers = pipe.execute()
-    except redis.RedisError as err:
-        raise CommandExecutionError(f"Redis does not answer about {service}: {type(err).__name__}") from err
-    finally:
-        client.close()
-    now = time.time()
-    return [_read_beat(identity, fields, now) for identity, fields in zip(identities, answers) if fields]
-
-
-def _read_beat(identity: str, fields: dict[str, str], now: float) -> dict[str, Any]:
-    hostname, pid, _ = identity.rsplit(":", 2)
-    info = json.loads(fields.get("info") or "{}")
-    beat = float(fields.get("beat") or 0)
-    return {
-        "identity": identity,
-        "hostname": hostname,
-        "pid": int(pid),
-        "tag": info.get("tag", ""),
-        "version": info.get("version"),
-        "started": info.get("started_at"),
-        "concurrency": info.get("concurrency", fields.get("concurrency")),
-        "queues": info.get("queues", []),
-        "busy": int(fields.get("busy") or 0),
-        "quiet": fields.get("quiet") == "true",
-        "beat": beat,
-        "beat_age": round(now - beat, 3),
-    }
-
-
-def _heartbeat(service: str, pid: int) -> tuple[dict[str, Any] | None, str]:
-    """The heartbeat of this host's process, and why it could not be asked for."""
-    if not pid:
-        return None, ""
-    try:
-        beats = _beats(service)
-    except CommandExecutionError as err:
-        return None, str(err)
-    # Sidekiq calls its host $DYNO or by its hostname (lib/sidekiq/component.rb). A pid comes back after a while, and
-    # the old heartbeat stays for 60 s, so this one must also have begun after the process did.
-    host = _service(service, reveal=True)["env"].get("DYNO") or os.uname().nodename
-    begun = (_started(pid) or 0) - 1
-    for beat in beats:
-        if (beat["hostname"], beat["pid"]) == (host, pid) and (beat["started"] or 0) > begun:
-            return beat, ""
-    return None, ""
-
-
-def _first_beat(service: str, pid: int) -> tuple[dict[str, Any] | None, str]:
-    until = time.monotonic() + _FIRST_BEAT
-    while True:
-        beat, error = _heartbeat(service, pid)
-        if beat or error or time.monotonic() > until:
-            return beat, error
-        time.sleep(0.25)
 
 
 # Quoting for systemd

@@ -7,6 +7,7 @@ module of the same name.
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 from salt.exceptions import CommandExecutionError, SaltInvocationError
@@ -16,86 +17,86 @@ if TYPE_CHECKING:
     __salt__: dict[str, Any] = {}
 
 _ERRORS = (CommandExecutionError, SaltInvocationError)
+# Salt loads this file anew for each run of states, before the first of its states is called.
+_RUN_BEGAN = time.time()
+_BY_WATCH = "a state that it watches changed, or would change"
 
 
-def running(name: str, current: str, config_files: list[str] | None = None) -> dict[str, Any]:
+def current(name: str, strategy: str | None = None) -> dict[str, Any]:
     """
-    A Sidekiq service is enabled at boot and works, started after its unit, environment and configuration last changed.
+    Every process of a Sidekiq service is enabled at boot and works in the release that `current` points at now, with the
+    unit, environment and configuration as they are now; what is stale is replaced, and loses no job.
 
-    As long as nothing is deployed it is enabled only: the first deploy, or the next run after it, starts it.
+    As long as nothing is deployed the units are enabled only: the first deploy, or the next run after it, starts them.
 
     name
         Name of the service in the settings, without ``.service``.
-    current
-        Path that exists once a release is deployed, such as ``/srv/app/current``.
-    config_files
-        Paths that the process must be younger than; default: unit, environment file and sidekiq.yml of the settings.
+    strategy
+        ``handover`` or ``drain``; default: the service's own in the settings.
 
     Example:
 
     .. code-block:: yaml
 
         Sidekiq service sidekiq works:
-          sidekiq.running:
+          sidekiq.current:
             - name: sidekiq
-            - current: /srv/app/current
-            - config_files: [/etc/systemd/system/sidekiq.service, /etc/sidekiq/sidekiq.env]
             - watch:
               - file: /etc/systemd/system/sidekiq.service
     """
     ret = _ret(name)
     try:
-        facts = __salt__["sidekiq.status"](name, current=current, config_files=config_files, heartbeat=False)
-        ret["changes"] = _running_changes(facts)
+        facts = __salt__["sidekiq.status"](name, heartbeat=False)
+        ret["changes"] = _current_changes(facts)
         if not ret["changes"]:
-            return _same(ret, _running_sentence(facts, current))
+            return _same(ret, _current_sentence(facts))
         if __opts__["test"]:
-            return _would(ret, f"{facts['unit']} would be {_running_reason(ret['changes'])}")
-        record = _make_run(name, facts)
-        after = __salt__["sidekiq.status"](name, current=current, config_files=config_files, heartbeat=False)
+            return _would(ret, _current_plan(ret["changes"]))
+        record = _make_current(name, facts, strategy)
+        ret["changes"].update(_record_changes(record))
         if not record.get("result", True):
             return _failed(ret, record["comment"])
-        if _running_changes(after):
-            return _failed(ret, f"{after['unit']} is still to be {_running_reason(_running_changes(after))}")
-        if facts["pid"] != after["pid"]:
-            ret["changes"]["pid"] = {"old": facts["pid"], "new": after["pid"]}
-        return _changed(ret, record.get("comment") or _running_sentence(after, current))
+        after = __salt__["sidekiq.status"](name, heartbeat=False)
+        left = _current_changes(after)
+        if left:
+            return _failed(ret, f"{record.get('comment', '')} And still {_current_plan(left)}".strip())
+        return _changed(ret, record.get("comment") or _current_sentence(after))
     except _ERRORS as err:
         return _failed(ret, str(err))
 
 
-def mod_watch(name: str, sfun: str = "running", **kwargs: Any) -> dict[str, Any]:
+def mod_watch(name: str, sfun: str = "current", **kwargs: Any) -> dict[str, Any]:
     """
-    What a watched file's change does: :func:`running` again, which restarts a process that is older than its files.
-
-    In a real run that has happened by now. Under ``test=True`` the files are as they were, so only the watch knows
-    that a restart would follow; the run says so.
+    What a watched state's change does: the service's processes are replaced, unless this run has done so already.
 
     Example:
 
     .. code-block:: yaml
 
         Sidekiq service sidekiq works:
-          sidekiq.running:
+          sidekiq.current:
             - name: sidekiq
-            - current: /srv/app/current
             - watch:
               - file: /etc/systemd/system/sidekiq.service
     """
-    if sfun != "running":
-        return _failed(_ret(name), f"sidekiq.{sfun} cannot watch")
-    wanted = {key: kwargs[key] for key in ("current", "config_files") if key in kwargs}
-    ret = running(name, **wanted)
-    if not __opts__["test"] or ret["result"] is not True:
-        return ret
+    ret = _ret(name)
+    if sfun != "current":
+        return _failed(ret, f"sidekiq.{sfun} cannot watch")
     try:
-        facts = __salt__["sidekiq.status"](name, current=wanted["current"], heartbeat=False)
+        facts = __salt__["sidekiq.status"](name, heartbeat=False)
+        if not facts["deployed"]:
+            return current(name, **_own(kwargs))
+        older = [one["unit"] for one in facts["processes"] if (one["started"] or 0) < _RUN_BEGAN]
+        if not older:
+            return _same(ret, _current_sentence(facts))
+        ret["changes"] = {unit: {"restarted because": _BY_WATCH} for unit in older}
+        if __opts__["test"]:
+            return _would(ret, _current_plan(ret["changes"]))
+        record = __salt__["sidekiq.restart"](name, since=_RUN_BEGAN, **_own(kwargs))
+        ret["changes"].update(_record_changes(record))
+        return (_changed if record["result"] else _failed)(ret, record["comment"])
     except _ERRORS as err:
         return _failed(ret, str(err))
-    if not facts["deployed"]:
-        return ret
-    ret["changes"] = {"restarted because": {"old": "", "new": "a file that it watches would change"}}
-    return _would(ret, f"{facts['unit']} would be restarted, because a file that it watches would change")
 
 
 def environment_file(name: str, service: str) -> dict[str, Any]:
@@ -252,56 +253,90 @@ def folder_absent(name: str) -> dict[str, Any]:
 # --- below: comparing and saying -------------------------------------------------------------------------------------
 
 
-def _running_changes(facts: dict[str, Any]) -> dict[str, Any]:
+def _current_changes(facts: dict[str, Any]) -> dict[str, Any]:
+    """Unit -> what is to change about it."""
+    changes = {one["unit"]: _unit_changes(one, facts["deployed"]) for one in facts["processes"]}
+    for unit in facts["leftover"]:
+        changes[unit]["tidied up"] = {"old": "a restart was cut off", "new": ""}
+    for unit in facts["surplus"]:
+        changes[unit] = {"retired": {"old": "a process too many", "new": ""}}
+    return {unit: change for unit, change in changes.items() if change}
+
+
+def _unit_changes(one: dict[str, Any], deployed: bool) -> dict[str, Any]:
     changes: dict[str, Any] = {}
-    if not facts["loaded"]:
+    if not one["loaded"]:
         changes["loaded"] = {"old": False, "new": True}
-    elif facts["needs_reload"]:
+    elif one["needs_reload"]:
         changes["unit"] = {"old": "an older one is loaded", "new": "as on disk"}
-    if not facts["enabled"]:
+    if not one["enabled"]:
         changes["enabled"] = {"old": False, "new": True}
-    if facts["deployed"]:
-        if facts["active"] != "active":
-            changes["running"] = {"old": facts["active"], "new": "active"}
-        elif facts["changed_since_start"]:
-            changes["restarted because"] = {"old": "", "new": f"changed: {', '.join(facts['changed_since_start'])}"}
-        elif facts["needs_reload"]:
-            changes["restarted because"] = {"old": "", "new": "it runs with an older unit"}
+    if deployed and one["active"] != "active":
+        changes["running"] = {"old": one["active"], "new": "active"}
+    elif deployed and one["stale"]:
+        changes["restarted because"] = "; ".join(one["stale"])
     return changes
 
 
-def _running_reason(changes: dict[str, Any]) -> str:
-    reasons = []
-    if "loaded" in changes or "unit" in changes:
-        reasons.append("loaded anew")
-    if "enabled" in changes:
-        reasons.append("enabled at boot")
-    if "running" in changes:
-        reasons.append("started")
-    if "restarted because" in changes:
-        reasons.append(f"restarted, because {changes['restarted because']['new']}")
-    return ", ".join(reasons)
+def _current_plan(changes: dict[str, Any]) -> str:
+    return ". ".join(f"{unit} would be {_unit_plan(change)}" for unit, change in changes.items())
 
 
-def _running_sentence(facts: dict[str, Any], current: str) -> str:
+def _unit_plan(change: dict[str, Any]) -> str:
+    words = {
+        "loaded": "loaded",
+        "unit": "loaded anew",
+        "enabled": "enabled at boot",
+        "running": "started",
+        "tidied up": "tidied up after a restart that was cut off",
+        "retired": "drained, stopped and disabled",
+    }
+    plans = [words[key] for key in change if key in words]
+    if "restarted because" in change:
+        plans.append(f"restarted, because {change['restarted because']}")
+    return ", ".join(plans)
+
+
+def _current_sentence(facts: dict[str, Any]) -> str:
+    units = ", ".join(one["unit"] for one in facts["processes"])
     if not facts["deployed"]:
-        return f"{facts['unit']} is enabled; there is no release at {current} yet, the first deploy starts it"
-    return f"{facts['unit']} works, pid {facts['pid']}"
+        return f"{units}: enabled; there is no release at {facts['current']} yet, the first deploy starts it"
+    pids = ", ".join(str(one["pid"]) for one in facts["processes"])
+    return f"{units}: at work in {facts['release']}, pid {pids}"
 
 
-def _make_run(name: str, facts: dict[str, Any]) -> dict[str, Any]:
-    """Load, enable, then start or restart; returns the record of the last, {} when there is nothing to start."""
-    if facts["needs_reload"] or not facts["loaded"]:
-        __salt__["service.systemctl_reload"]()
-    if not facts["enabled"]:
-        __salt__["service.enable"](facts["unit"])
-    if not facts["deployed"]:
-        return {}
-    if facts["active"] != "active":
-        return __salt__["sidekiq.start"](name)
-    if facts["changed_since_start"] or facts["needs_reload"]:
-        return __salt__["sidekiq.restart"](name)
-    return {}
+def _make_current(name: str, facts: dict[str, Any], strategy: str | None) -> dict[str, Any]:
+    """Load, enable, replace what is stale, retire what is too many; returns the record of the last that failed, or acted."""
+    looked = facts["processes"]
+    # Where something runs, the restart itself makes systemd read what is new.
+    if any(not one["loaded"] or (one["needs_reload"] and not facts["deployed"]) for one in looked):
+        __salt__["sidekiq_units.reload_systemd"]()
+    for one in looked:
+        if not one["enabled"]:
+            __salt__["service.enable"](one["unit"])
+    record: dict[str, Any] = {}
+    if facts["deployed"] and (facts["leftover"] or any(one["active"] != "active" or one["stale"] for one in looked)):
+        record = __salt__["sidekiq.restart"](name, strategy=strategy, stale_only=True)
+    if facts["surplus"] and record.get("result", True):
+        record = __salt__["sidekiq.retire"](name)
+    return record
+
+
+def _record_changes(record: dict[str, Any]) -> dict[str, Any]:
+    """What a record says of processes and jobs, as far as a state's changes need it."""
+    pids = {
+        f"{entry['unit']} pid": {"old": entry["old"]["pid"], "new": entry["new"].get("pid", 0)}
+        for entry in record.get("processes", [])
+    }
+    fates: dict[str, int] = {}
+    for job in record.get("jobs", {}).values():
+        fates[job["fate"]] = fates.get(job["fate"], 0) + 1
+    return {**pids, **({"jobs in work": fates} if fates else {})}
+
+
+def _own(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Salt adds arguments of its own to a watch's call."""
+    return {key: kwargs[key] for key in ("strategy",) if key in kwargs}
 
 
 def _sudoers_changes(name: str, text: str) -> dict[str, Any]:

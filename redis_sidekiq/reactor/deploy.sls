@@ -1,6 +1,6 @@
 #!py
 """
-A deploy event restarts the app's Sidekiq services: redis_sidekiq/deploy/APP
+A deploy event brings the app's Sidekiq services to the current release: redis_sidekiq/deploy/APP
 
 Any minion can send any event with any data, its sender's name included. So nothing of an event is believed: the app's
 name comes from the tag, and what it stands for from a map in the master's own configuration:
@@ -64,7 +64,7 @@ def _reaction(app, target):
             "local.sidekiq.restart": [
                 {"tgt": list(target["minions"])},
                 {"tgt_type": "list"},
-                {"args": [{"service": service}]},
+                {"args": [{"service": service, "stale_only": True}]},
             ]
         }
         for service in target["services"]

@@ -10,23 +10,25 @@ The deploy user {{ settings.deploy.user }} may no longer act on the Sidekiq serv
 
 Sidekiq service {{ service.name }} is stopped and disabled:
   service.dead:
-    - name: {{ service.unit }}
+    - names: {{ service.units | tojson }}
     - enable: false
 
-{%- for path in ["/etc/systemd/system/" ~ service.unit, service.env_file, "/etc/sidekiq/" ~ service.name ~ ".yml"] %}
+{%- for path in [service.unit_file, service.env_file, "/etc/sidekiq/" ~ service.name ~ ".yml"] %}
 
 {{ path }} is gone:
   file.absent:
     - name: {{ path }}
     - require:
-      - service: Sidekiq service {{ service.name }} is stopped and disabled
+{%- for unit in service.units %}
+      - service: {{ unit }}
+{%- endfor %}
 {%- endfor %}
 
 systemd forgets Sidekiq service {{ service.name }}:
   module.run:
     - service.systemctl_reload: []
     - onchanges:
-      - file: /etc/systemd/system/{{ service.unit }}
+      - file: {{ service.unit_file }}
 {%- endfor %}
 
 The folder for Sidekiq's settings is gone, unless it holds files of others:

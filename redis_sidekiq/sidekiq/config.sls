@@ -57,7 +57,7 @@ Sidekiq service {{ service.name }} has its environment:
 
 Sidekiq service {{ service.name }} has its unit:
   file.managed:
-    - name: /etc/systemd/system/{{ service.unit }}
+    - name: {{ service.unit_file }}
     - source: salt://redis_sidekiq/sidekiq/files/sidekiq.service.jinja
     - template: jinja
     - context:

@@ -5,15 +5,12 @@ include:
   - redis_sidekiq.sidekiq.config
 
 {%- for service in settings.sidekiq.services %}
-{%- set unit_file = "/etc/systemd/system/" ~ service.unit %}
 
 Sidekiq service {{ service.name }} works:
-  sidekiq.running:
+  sidekiq.current:
     - name: {{ service.name | tojson }}
-    - current: {{ service.current | tojson }}
-    - config_files: {{ [unit_file, service.env_file, service.config_file] | select | list | tojson }}
     - watch:
-      - file: {{ unit_file }}
+      - file: {{ service.unit_file }}
       - sidekiq: {{ service.env_file }}
 {%- if service.config_file %}
       - file: {{ service.config_file }}

@@ -1,10 +1,10 @@
-# bundle exec ruby enqueue.rb COUNT [SECONDS]
-# Enqueues COUNT quick jobs, or as many that each take SECONDS, and prints their jids, a line each.
+# bundle exec ruby enqueue.rb COUNT [SECONDS [CLASS]]
+# Enqueues COUNT quick jobs, or as many of a class (SleepJob) that each take SECONDS; prints their jids, a line each.
 require_relative "worker"
 
 Sidekiq.logger.level = Logger::WARN
 count = Integer(ARGV.fetch(0))
-job, args = ARGV[1] ? [SleepJob, [Float(ARGV[1])]] : [QuickJob, []]
+job, args = ARGV[1] ? [Object.const_get(ARGV.fetch(2, "SleepJob")), [Float(ARGV[1])]] : [QuickJob, []]
 
 # A thousand at a time, as Sidekiq's documentation asks of push_bulk.
 count.times.each_slice(1000) do |slice|

@@ -56,7 +56,7 @@ def modules(loaders: Loaders):
 
 @pytest.fixture
 def states(loaders: Loaders):
-    """State modules: ``states.sidekiq.running("sidekiq", ...)``; ``test=True`` as last argument."""
+    """State modules: ``states.sidekiq.current("sidekiq")``; ``test=True`` as last argument."""
     return loaders.states
 
 

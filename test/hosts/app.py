@@ -34,9 +34,10 @@ def reactor_config(minion: str) -> str:
     return (REPO / "docs/examples/master.d/redis_sidekiq.conf").read_text().replace("web1.example.org", minion)
 
 
-def enqueue(host: Host, count: int) -> None:
-    """Enqueue ``count`` quick jobs through Ruby, as the deploy user."""
-    host.run(["sh", "-c", f"cd {HOME}/current && exec bundle exec ruby enqueue.rb {count}"], user="deploy")
+def enqueue(host: Host, count: int, seconds: float | None = None, job: str = "") -> None:
+    """Enqueue ``count`` jobs through Ruby, as the deploy user: quick ones, or such that take ``seconds`` each."""
+    words = " ".join(str(word) for word in (count, seconds, job) if word not in (None, ""))
+    host.run(["sh", "-c", f"cd {HOME}/current && exec bundle exec ruby enqueue.rb {words}"], user="deploy")
 
 
 def redis(host: Host, *words: str) -> str:

@@ -200,3 +200,33 @@ def sites(hosts_gone_at_the_end):
 def masterless(hosts_gone_at_the_end):
     """Return a function of (image) that gives a masterless host's runs and image, with the minimal pillar."""
     return lambda image: background.get("masterless", image)
+
+
+def sidekiq_pillar(**service) -> dict:
+    """A pillar for Sidekiq alone: the host's Redis is there already, wherever it came from."""
+    service = {
+        "require": "./worker.rb",
+        "concurrency": 10,
+        "redis": "",
+        "redis_url": "redis://127.0.0.1:6379/0",
+        "start_timeout": 20,
+        **service,
+    }
+    return {"redis_sidekiq": {"roles": ["sidekiq"], "sidekiq": {"install": "package", "services": {"sidekiq": service}}}}
+
+
+@pytest.fixture(scope="session")
+def sidekiq_hosts(session_hosts, masterless):
+    """Return a function of an image that gives a host with Redis, Sidekiq's unit and a release of the test app."""
+    made: dict[str, Host] = {}
+
+    def host_of(image: str) -> Host:
+        if image not in made:
+            host = session_hosts(f"sk-{image}", image=masterless(image).image)
+            make_masterless(host, sidekiq_pillar())
+            apply_locally(host, "redis_sidekiq.packages").assert_ok()
+            apply_locally(host, "redis_sidekiq.sidekiq").assert_ok()
+            made[image] = host
+        return made[image]
+
+    return host_of

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pytest
 
 from test.hosts.harness.host import Host
-from test.hosts.lab import FILE_ROOT, StateRun, apply_locally, make_masterless, salt_call
+from test.hosts.lab import FILE_ROOT, StateRun, apply_locally, make_masterless, salt_call, wait_for
 
 # Both carry ufw 0.36.2: what is not about iptables or the kernel is tried on one of them, in full by `make soak`.
 IMAGES = ["bookworm", pytest.param("trixie", marks=pytest.mark.soak)]
@@ -67,7 +67,7 @@ def prepared(session_hosts):
 def host(request, prepared, make_host) -> Host:
     """A host with ufw installed and off, sshd running, and something that listens on port 9999."""
     host = make_host(f"fw-in-{request.param}", image=prepared(request.param))
-    host.popen(["python3", "-m", "http.server", "9999"])
+    listen(host)
     return host
 
 
@@ -75,6 +75,13 @@ def host(request, prepared, make_host) -> Host:
 def outside(session_hosts) -> Host:
     """The outside world: nothing of it changes, so one host stands for all tests."""
     return session_hosts("fw-out")
+
+
+def listen(host: Host) -> None:
+    """Make something answer on port 9999, and wait until it does."""
+    host.popen(["python3", "-m", "http.server", "9999"])
+    connect = ["python3", "-c", "import socket; socket.create_connection(('127.0.0.1', 9999), 2)"]
+    wait_for(lambda: host.run(connect, check=False).returncode == 0, 20, "port 9999 open")
 
 
 def firewall(host: Host, *rules: dict, test: bool = False, **wish) -> StateRun:
@@ -257,7 +264,7 @@ def test_reboot_keeps_it_on(host, outside):
     firewall(host, SSH, HTTP).assert_ok()
     host.power_cut()
     host.start()
-    host.popen(["python3", "-m", "http.server", "9999"])
+    listen(host)
     time.sleep(1)
     assert reaches(outside, host, 22) and not reaches(outside, host, 9999)
     firewall(host, SSH, HTTP).assert_unchanged()

@@ -60,9 +60,9 @@ def test_an_address_is_reached_at_once_though_another_host_had_it(make_host):
     outside, before = make_host("harness-one"), make_host("harness-before")
     connect = ["python3", "-c", f"import socket; socket.create_connection(({before.address!r}, 22), 1)"]
     outside.run(connect)
+    address = before.address
     before.down()
-    after = make_host("harness-after")
-    assert after.address == before.address
+    assert make_host("harness-after").address == address
     outside.run(connect)
 
 

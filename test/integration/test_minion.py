@@ -10,7 +10,7 @@ def test_the_formulas_modules_and_states_are_there(salt, repo):
     functions = salt("sys.list_functions", "sidekiq").data
     assert {"sidekiq.status", "sidekiq.restart", "sidekiq.sudo_check"} <= set(functions)
     states = salt("sys.list_state_functions", "sidekiq").data
-    assert {"sidekiq.running", "sidekiq.environment_file", "sidekiq.sudoers"} <= set(states)
+    assert {"sidekiq.current", "sidekiq.environment_file", "sidekiq.sudoers"} <= set(states)
 
 
 def test_the_settings_come_from_the_pillar(salt):

@@ -34,7 +34,7 @@ def published(master, minion, event_listener):
 @pytest.fixture
 def the_call(minion):
     """The one job that an event of the app may set off."""
-    arg = [{"__kwarg__": True, "service": SERVICE}]
+    arg = [{"__kwarg__": True, "service": SERVICE, "stale_only": True}]
     return {"fun": "sidekiq.restart", "tgt": [minion.id], "tgt_type": "list", "arg": arg}
 
 

@@ -23,8 +23,8 @@ def test_environment_file_of_a_service_that_is_not_in_the_settings(states, tmp_p
     assert not (tmp_path / "x.env").exists()
 
 
-def test_running_fails_with_a_sentence_for_a_service_that_is_not_in_the_settings(states):
-    ret = states.sidekiq.running("ssh", current="/srv/app/current")
+def test_current_fails_with_a_sentence_for_a_service_that_is_not_in_the_settings(states):
+    ret = states.sidekiq.current("ssh")
     assert ret.result is False
     assert "'ssh' is not a Sidekiq service of this minion" in ret.comment
 

@@ -369,7 +369,8 @@ def test_defaults(settle):
             "services": [
                 {
                     "name": "sidekiq",
-                    "unit": "sidekiq.service",
+                    "units": ["sidekiq.service"],
+                    "unit_file": "/etc/systemd/system/sidekiq.service",
                     "app_dir": "/srv/app",
                     "current": "/srv/app/current",
                     "user": "deploy",
@@ -385,6 +386,9 @@ def test_defaults(settle):
                     "stop_timeout": 40,
                     "start_timeout": 90,
                     "watchdog": 60,
+                    "strategy": "handover",
+                    "drain_timeout": 60,
+                    "restart_file": "",
                 }
             ],
         },
@@ -705,4 +709,4 @@ def test_contract_is_plain_data(redis_sidekiq):
 
 
 def test_release_is_where_map_jinja_looks_for_it():
-    assert 'RELEASE = "0.1.0"' in (REPO / "_modules/redis_sidekiq.py").read_text().splitlines()
+    assert 'RELEASE = "0.2.0"' in (REPO / "_modules/redis_sidekiq.py").read_text().splitlines()

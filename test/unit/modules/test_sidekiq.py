@@ -15,8 +15,14 @@ DATA = Path(__file__).resolve().parents[1] / "data"
 
 SERVICE = {
     "name": "sidekiq",
-    "unit": "sidekiq.service",
+    "units": ["sidekiq.service"],
+    "unit_file": "/etc/systemd/system/sidekiq.service",
+    "app_dir": "/srv/app",
     "current": "/",
+    "restart_file": "",
+    "strategy": "handover",
+    "drain_timeout": 60,
+    "env_names": ["RAILS_ENV", "REDIS_URL"],
     "env_file": "/etc/sidekiq/sidekiq.env",
     "config_file": "",
     "env": {"REDIS_URL": "redis://:sesame-open@127.0.0.1:6379/0", "RAILS_ENV": "prod"},
@@ -46,8 +52,7 @@ def sidekiq(load, tmp_path, monkeypatch):
 
     module.__salt__ = {"cmd.run_all": run_all, "redis_sidekiq.settings": settings}
     monkeypatch.setattr(module, "_tool", lambda name, package: f"/usr/bin/{name}")
-    monkeypatch.setattr(module, "_LOCK_DIR", str(tmp_path / "lock"))
-    monkeypatch.setattr(module, "_SETTLE", 0.0)
+    monkeypatch.setattr(module, "_LOCK", str(tmp_path / "lock" / "sidekiq.lock"))
     return module
 
 
@@ -158,18 +163,6 @@ def test_a_file_is_replaced_whole_or_not_at_all(sidekiq, tmp_path, monkeypatch):
 # systemd, /proc, the journal ----------------------------------------------------------------------------------------
 
 
-def test_a_process_start_agrees_with_the_clock(sidekiq):
-    import subprocess
-
-    before = time.time()
-    with subprocess.Popen(["sleep", "5"]) as process:
-        after = time.time()
-        assert before - 0.02 <= sidekiq._started(process.pid) <= after + 0.02
-        process.kill()
-    assert sidekiq._started(0) is None
-    assert sidekiq._started(process.pid) is None
-
-
 def test_files_younger_than_the_process_are_changed(sidekiq, tmp_path):
     now = time.time()
     times = {"older": now - 60, "same_tick": now - 30 + 0.01, "younger": now - 10, "future": now + 3600}
@@ -181,22 +174,6 @@ def test_files_younger_than_the_process_are_changed(sidekiq, tmp_path):
     assert sidekiq._changed_since(None, files) == []
 
 
-def test_a_drop_in_that_systemd_has_not_seen_wants_a_reload(sidekiq, tmp_path, monkeypatch):
-    monkeypatch.setattr(sidekiq, "_UNIT_DIR", str(tmp_path))
-    monkeypatch.setitem(SERVICE, "current", "/")
-    folder = tmp_path / "sidekiq.service.d"
-    folder.mkdir()
-    (folder / "readme").touch()
-    shown = "LoadState=loaded\nActiveState=active\nMainPID=1\nNRestarts=0\nNeedDaemonReload=no\nDropInPaths={}\nUnitFileState=enabled\n"
-    sidekiq.answers = [shown.format("")] * 2 + [shown.format(folder / "local.conf")]
-    assert sidekiq.status("sidekiq", heartbeat=False)["needs_reload"] is False
-    (folder / "local.conf").touch()
-    facts = sidekiq.status("sidekiq", heartbeat=False)
-    assert (facts["needs_reload"], facts["changed_since_start"]) == (True, [str(folder / "local.conf")])
-    assert sidekiq.status("sidekiq", heartbeat=False)["needs_reload"] is False
-    assert len(sidekiq.calls) == 3
-
-
 def test_only_services_of_the_settings_are_acted_on(sidekiq):
     for name in ("ssh", "sidekiq.service", "sidekiq ", "", "*", None, ["sidekiq"], "../sidekiq", "sidekiq;id"):
         for act in (sidekiq.start, sidekiq.stop, sidekiq.restart, sidekiq.status):
@@ -205,134 +182,367 @@ def test_only_services_of_the_settings_are_acted_on(sidekiq):
     assert sidekiq.calls == []
 
 
-def test_secrets_of_the_environment_are_blotted_out_of_the_journal(sidekiq):
-    text = "cannot reach redis://:sesame-open@127.0.0.1:6379/0 with sesame-open in prod"
-    assert sidekiq._blot(text, SERVICE["env"]) == "cannot reach ****** with ****** in prod"
+# which process is stale ---------------------------------------------------------------------------------------------
 
 
-def test_journal_lines_of_any_kind_are_read(sidekiq):
-    lines = [
-        json.dumps({"MESSAGE": "plain"}),
-        json.dumps({"MESSAGE": list("grün\x1b[31m".encode())}),
-        json.dumps({"MESSAGE": None}),
-        json.dumps({"OTHER": "x"}),
-        "[]",
-        "not json",
-    ]
-    assert sidekiq._journal_messages("\n".join(lines)) == ["plain", "grün\x1b[31m"]
+def looked(**process):
+    process = {"pid": 10, "started": time.time(), "release": "/srv/app/releases/1", "version": None, "stopping": False, **process}
+    return {"unit": "sidekiq.service", "pid": 10, "needs_reload": False, "drop_ins": [], "process": process}
+
+
+@pytest.fixture
+def app(tmp_path):
+    """An app in Capistrano's layout whose second release is current; a function that tells why a process is stale."""
+    for number in (1, 2):
+        (tmp_path / f"releases/{number}").mkdir(parents=True)
+    (tmp_path / "current").symlink_to(tmp_path / "releases/2")
+    wish = {**SERVICE, "app_dir": str(tmp_path), "current": str(tmp_path / "current"), "env_file": "", "unit_file": ""}
+    return tmp_path, wish
+
+
+def test_who_works_in_the_current_release_is_not_stale(sidekiq, app):
+    folder, wish = app
+    assert sidekiq._stale(wish, looked(release=f"{folder}/releases/2")) == []
+    assert sidekiq._stale(wish, looked(release=f"{folder}/releases/2/worker")) == []
+    # A working directory of the administrator's own says nothing.
+    assert sidekiq._stale(wish, looked(release="/")) == []
+
+
+@pytest.mark.parametrize("other", ["1", "20", "gone"])
+def test_who_works_in_another_release_is_stale(sidekiq, app, other):
+    folder, wish = app
+    (reason,) = sidekiq._stale(wish, looked(release=f"{folder}/releases/{other}"))
+    assert reason == f"it works in {folder}/releases/{other}, and {folder}/current is {folder}/releases/2"
+
+
+def test_a_restart_file_makes_stale_what_is_deployed_in_place(sidekiq, app):
+    folder, wish = app
+    marker = folder / "restart.txt"
+    wish = {**wish, "restart_file": str(marker)}
+    process = {"release": f"{folder}/releases/2", "started": time.time() - 60}
+    assert sidekiq._stale(wish, looked(**process)) == []
+    marker.touch()
+    assert sidekiq._stale(wish, looked(**process)) == [f"changed since it started: {marker}"]
+
+
+@pytest.mark.parametrize(
+    ("locked", "runs", "stale"),
+    [("7.3.2", "7.3.2", False), ("7.3.2", "7.3.1", True), ("7.3.2", None, False), (None, "7.3.2", False)],
+)
+def test_another_sidekiq_than_the_lock_file_names_is_stale(sidekiq, app, locked, runs, stale):
+    folder, wish = app
+    if locked:
+        text = f"GEM\n  specs:\n    rack (3.0)\n    sidekiq ({locked})\n      rack (>= 2)\n\nDEPENDENCIES\n  sidekiq (= 9)\n"
+        (folder / "releases/2/Gemfile.lock").write_text(text)
+    reasons = sidekiq._stale(wish, looked(release=f"{folder}/releases/2", version=runs))
+    assert reasons == (["it is Sidekiq 7.3.1, and the release's Gemfile.lock says 7.3.2"] if stale else [])
+
+
+def test_a_quiet_process_and_an_older_unit_are_stale(sidekiq, app):
+    folder, wish = app
+    one = {**looked(release=f"{folder}/releases/2", stopping=True), "needs_reload": True}
+    assert sidekiq._stale(wish, one) == ["it was told to be quiet, and works no more", "it runs with an older unit"]
+
+
+# whose heartbeat is it ----------------------------------------------------------------------------------------------
+
+
+def beat(identity, started=1000.0, age=1.0):
+    hostname, pid, _ = identity.split(":")
+    return {"identity": identity, "hostname": hostname, "pid": int(pid), "started": started, "beat_age": age}
+
+
+@pytest.mark.parametrize(
+    ("beats", "known", "mine"),
+    [
+        ([beat("web1:10:a")], [], "web1:10:a"),
+        ([beat("web10:10:a"), beat("web1:100:a"), beat("web:1:a")], [], None),
+        ([beat("web1:10:a", age=45)], [], None),
+        ([beat("web1:10:a"), beat("web1:10:b")], ["web1:10:a"], "web1:10:b"),
+        ([beat("web1:10:a", 970.0), beat("web1:10:b", 1002.0), beat("web1:10:c", 1030.0)], [], "web1:10:b"),
+    ],
+    ids=["its own", "names and pids alike", "a dead one's", "one from before", "hosts of one name"],
+)
+def test_a_heartbeat_is_found_among_others(sidekiq, monkeypatch, beats, known, mine):
+    monkeypatch.setattr(sidekiq.os, "uname", lambda: type("uname", (), {"nodename": "web1"}))
+    found = sidekiq._beat_of(SERVICE, {"pid": 10, "started": 1000.5}, beats, known)
+    assert (found and found["identity"]) == mine
+    assert sidekiq._beat_of(SERVICE, None, beats) is None
 
 
 # the procedure ------------------------------------------------------------------------------------------------------
 
 
-def facts(pid=10, active="active", started=None, **more):
-    found = {"unit": "sidekiq.service", "loaded": True, "masked": False, "enabled": True, "active": active, "pid": pid}
-    found |= {"sub": "", "result": "success", "started": started or time.time() - 60, "restarts": 0}
-    return found | {"needs_reload": False, "drop_ins": [], **more}
+class Host:
+    """A host in miniature: one service, its helper and guard, as the sibling modules would tell of them."""
+
+    def __init__(self, now):
+        self.acts, self.now, self.pid = [], now, 10
+        self.running = {"sidekiq.service": 10}
+        self.started, self.refuses, self.fails, self.jobs, self.places, self.said = {10: now - 60}, "", set(), [], {}, []
+        self.memory, self.helper, self.guard = 1 << 40, False, False
+        self.drains, self.loaded, self.masked = True, True, False
+        self.silent: set = set()
+
+    def facts(self, units):
+        return [
+            {
+                "unit": unit, "loaded": self.loaded, "masked": self.masked, "enabled": True, "sub": "", "result": "success",
+                "active": "active" if self.running.get(unit) else "inactive", "pid": self.running.get(unit, 0), "restarts": 0,
+                "started": self.started.get(self.running.get(unit)), "needs_reload": False, "drop_ins": [], "fragment": "",
+                "group": "",
+            }
+            for unit in units
+        ]  # fmt: skip
+
+    def process(self, pid, group=""):
+        if pid not in self.running.values():
+            return None
+        return {"pid": pid, "started": self.started[pid], "born": pid, "release": "/", "version": None, "threads": 5,
+                "stopping": False, "rss": 1, "wrapper": 0}  # fmt: skip
+
+    def start(self, unit, wait=True):
+        self.acts.append(f"start {unit}")
+        if unit in self.fails:
+            raise CommandExecutionError("Job failed")
+        self.pid += 1
+        self.running[unit], self.started[self.pid] = self.pid, time.time()
+
+    def stop(self, unit):
+        self.acts.append(f"stop {unit}")
+        if f"stop {unit}" in self.fails:
+            raise CommandExecutionError("Failed to stop")
+        self.running.pop(unit, None)
+
+    def restart(self, unit):
+        self.acts.append(f"restart {unit}")
+        self.running.pop(unit, None)
+        self.start(unit)
+
+    def signal(self, pid, ticks, name):
+        self.acts.append(f"{name} {pid}")
+        return True
+
+    def beats(self, service):
+        if self.refuses:
+            raise CommandExecutionError(self.refuses)
+        return [
+            {**beat(f"web1:{pid}:x", self.started[pid]), "beat": time.monotonic(), "quiet": f"TSTP {pid}" in self.acts,
+             "concurrency": 5, "busy": 0}
+            for pid in self.running.values()
+            if pid not in self.silent
+        ]  # fmt: skip
+
+    def threads(self, pid):
+        return 0 if self.drains and f"TSTP {pid}" in self.acts else 5
+
+    def write_helper(self, facts):
+        self.helper = True
+        return "sidekiq-handover.service"
+
+    def salt(self):
+        return {
+            "sidekiq_units.facts": self.facts,
+            "sidekiq_units.process": self.process,
+            "sidekiq_units.born": lambda pid: pid if pid in self.running.values() else None,
+            "sidekiq_units.start_time": lambda pid: self.started.get(pid, time.time()),
+            "sidekiq_units.worker_threads": self.threads,
+            "sidekiq_units.start": self.start,
+            "sidekiq_units.stop": self.stop,
+            "sidekiq_units.restart": self.restart,
+            "sidekiq_units.signal": self.signal,
+            "sidekiq_units.reset_failed": lambda unit: None,
+            "sidekiq_units.reload_systemd": lambda: None,
+            "sidekiq_units.journal": lambda unit, since, secrets: "; its journal ends with:\nboom",
+            "sidekiq_units.journal_about": lambda units, since, words: [line for line in self.said if any(w in line for w in words)],
+            "sidekiq_units.available_memory": lambda: self.memory,
+            "sidekiq_units.helper_name": lambda unit: "sidekiq-handover.service",
+            "sidekiq_units.helper_exists": lambda unit: self.helper,
+            "sidekiq_units.helper_write": self.write_helper,
+            "sidekiq_units.helper_remove": lambda unit: setattr(self, "helper", False),
+            "sidekiq_units.guard_arm": lambda unit, lock: setattr(self, "guard", True),
+            "sidekiq_units.guard_disarm": lambda unit: setattr(self, "guard", False),
+            "sidekiq_units.guard_exists": lambda unit: self.guard,
+            "sidekiq_redis.beats": self.beats,
+            "sidekiq_redis.refusal": lambda service: self.refuses,
+            "sidekiq_redis.jobs": lambda service, identities: [job for job in self.jobs if job["identity"] in identities],
+            "sidekiq_redis.find": lambda service, jids, names, gone: {j: self.places[j] for j in jids if j in self.places},
+        }
 
 
 @pytest.fixture
 def host(sidekiq, monkeypatch):
-    """A unit whose facts are ``host.facts`` and whose acts change them; ``host.acts`` lists what was done."""
-
-    class Host:
-        facts = facts()
-        acts: list = []
-        start_fails = stop_fails = False
-
-        def start(self, unit):
-            self.acts.append("start")
-            if self.start_fails:
-                raise CommandExecutionError("Job for sidekiq.service failed")
-            self.facts = facts(pid=self.facts["pid"] + 1 or 11, started=time.time())
-
-        def stop(self, unit):
-            self.acts.append("stop")
-            if self.stop_fails:
-                raise CommandExecutionError("Failed to stop")
-            self.facts = dict(self.facts, active="inactive", pid=0)
-
-    host = Host()
-    host.acts = []
-    sidekiq.__salt__["service.start"], sidekiq.__salt__["service.stop"] = host.start, host.stop
-    monkeypatch.setattr(sidekiq, "_unit_facts", lambda unit: dict(host.facts))
-    monkeypatch.setattr(sidekiq, "_first_beat", lambda service, pid: ({"pid": pid}, ""))
+    host = Host(time.time())
+    sidekiq.__salt__.update(host.salt())
+    sidekiq.__opts__ = {}
+    for name in ("_SETTLE", "_SETTLE_HELPER", "_POLL"):
+        monkeypatch.setattr(sidekiq, name, 0.001)
+    for name in ("_FIRST_BEAT", "_NEXT_BEAT", "_QUIET_BUDGET", "_REDIS_BUDGET"):
+        monkeypatch.setattr(sidekiq, name, 0.6)
+    monkeypatch.setattr(sidekiq.os, "uname", lambda: type("uname", (), {"nodename": "web1"}))
     return host
 
 
-def test_a_restart_tells_its_steps(sidekiq, host):
+HANDOVER = [
+    "start sidekiq-handover.service", "TSTP 10", "stop sidekiq.service", "start sidekiq.service", "TSTP 11",
+    "stop sidekiq-handover.service",
+]  # fmt: skip
+
+
+def test_a_handover_starts_a_helper_before_it_quiets_the_old_process(sidekiq, host):
     record = sidekiq.restart("sidekiq")
-    assert (record["result"], host.acts) == (True, ["stop", "start"])
-    assert [step["step"] for step in record["steps"]] == ["lock", "look", "stop", "start", "prove"]
-    assert (record["old"]["pid"], record["new"]["pid"]) == (10, 1)
-    assert record["comment"] == "sidekiq.service was restarted: pid 10 before, 1 now"
+    assert record["result"] is True, record
+    assert host.acts == HANDOVER
+    (entry,) = record["processes"]
+    assert (entry["old"]["pid"], entry["new"]["pid"], entry["gap"]) == (10, 12, 0.0)
+    assert record["comment"] == "sidekiq.service was handed over: pid 10 before, 12 now"
+    assert (host.helper, host.guard) == (False, False)
 
 
-@pytest.mark.parametrize(
-    ("active", "acts"),
-    [("inactive", ["start"]), ("failed", ["start"]), ("activating", ["stop", "start"]), ("active", [])],
-)
-def test_a_start_does_not_take_an_older_try_for_its_own(sidekiq, host, active, acts):
-    host.facts = facts(pid=10 if active == "active" else 0, active=active)
-    record = sidekiq.start("sidekiq")
-    assert (record["result"], host.acts) == (True, acts)
+def test_a_drain_needs_no_helper_and_tells_its_gap(sidekiq, host):
+    record = sidekiq.restart("sidekiq", strategy="drain")
+    assert (record["result"], host.acts) == (True, ["TSTP 10", "stop sidekiq.service", "start sidekiq.service"])
+    steps = [step["step"] for step in record["steps"]]
+    assert steps == ["lock", "look", "check", "guard", "quiet", "drain", "stop", "start", "prove"]
+    assert record["processes"][0]["gap"] >= 0
 
 
-def test_a_service_whose_stop_fails_is_started_all_the_same(sidekiq, host):
-    host.stop_fails = True
+def test_an_unknown_strategy_is_refused(sidekiq, host):
+    with pytest.raises(SaltInvocationError, match="there are: handover, drain"):
+        sidekiq.restart("sidekiq", strategy="rolling")
+    assert host.acts == []
+
+
+def test_little_memory_means_drain_and_a_word_about_it(sidekiq, host):
+    host.memory = 1 << 20
     record = sidekiq.restart("sidekiq")
-    assert (record["result"], host.acts) == (False, ["stop", "start"])
-    assert "did not stop" in record["comment"]
+    assert (record["result"], record["processes"][0]["strategy"]) == (True, "drain")
+    assert "needs 64 MiB of memory, 1 MiB are available" in record["comment"]
 
 
-def test_a_start_that_fails_ends_with_the_journals_last_words(sidekiq, host):
-    host.start_fails = True
-    sidekiq.answers = [json.dumps({"MESSAGE": "no such file: worker.rb, sesame-open"})]
+def test_a_helper_that_does_not_start_leaves_the_old_process_alone(sidekiq, host):
+    host.fails = {"start", "sidekiq-handover.service"}
     record = sidekiq.restart("sidekiq")
     assert record["result"] is False
     assert record["comment"] == (
-        "sidekiq.service did not start; its journal ends with:\nno such file: worker.rb, ******"
+        "sidekiq.service still works as before, pid 10. sidekiq-handover.service did not start; its journal ends with:\nboom"
     )
+    assert (host.running, host.helper) == ({"sidekiq.service": 10}, False)
 
 
-def test_the_same_process_is_no_restart(sidekiq, host, monkeypatch):
-    host.start = None
-    sidekiq.__salt__["service.start"] = lambda unit: setattr(host, "facts", facts(pid=10))
+def test_a_helper_that_does_not_beat_leaves_the_old_process_alone(sidekiq, host):
+    host.silent = {11}
     record = sidekiq.restart("sidekiq")
-    assert record["result"] is False
-    assert "is active after its start" in record["comment"]
-
-
-def test_a_process_that_does_not_beat_has_not_started(sidekiq, host, monkeypatch):
-    monkeypatch.setattr(sidekiq, "_first_beat", lambda service, pid: (None, ""))
-    record = sidekiq.restart("sidekiq")
-    assert record["result"] is False
-    assert "does not beat in the Redis of its REDIS_URL" in record["comment"]
+    assert record["result"] is False and "does not beat in the Redis of its REDIS_URL" in record["comment"]
     assert "sesame" not in json.dumps(record)
+    assert (host.running, host.helper) == ({"sidekiq.service": 10}, False)
 
 
-def test_a_redis_that_cannot_be_asked_is_told_and_no_failure(sidekiq, host, monkeypatch):
-    monkeypatch.setattr(sidekiq, "_first_beat", lambda service, pid: (None, "Redis does not answer"))
+def test_a_redis_that_takes_no_jobs_back_leaves_the_old_process_alone(sidekiq, host):
+    host.refuses = "The Redis of sidekiq answers: OOM command not allowed"
     record = sidekiq.restart("sidekiq")
-    assert (record["result"], record["new"]["heartbeat_error"]) == (True, "Redis does not answer")
+    assert (record["result"], host.acts) == (False, [])
+    assert "was left as it is, its jobs could not be pushed back. The Redis of sidekiq answers: OOM" in record["comment"]
 
 
-def test_a_restart_that_another_call_has_made_is_not_made_again(sidekiq, host):
-    host.facts = facts(pid=10, started=time.time() + 1)
+def test_what_fails_after_the_old_process_is_quiet_ends_in_a_running_process(sidekiq, host):
+    host.fails = {"stop sidekiq.service"}
+    record = sidekiq.restart("sidekiq", strategy="drain")
+    assert record["result"] is False
+    assert host.acts == ["TSTP 10", "stop sidekiq.service", "restart sidekiq.service", "start sidekiq.service"]
+    assert host.running == {"sidekiq.service": 11} and host.guard is False
+    assert "was started again in systemd's own way, pid 11" in record["comment"]
+
+
+def test_a_helper_of_a_cut_off_restart_is_what_the_next_one_goes_on_with(sidekiq, host):
+    host.helper, host.guard = True, True
+    host.running["sidekiq-handover.service"], host.started[9] = 9, host.now - 5
     record = sidekiq.restart("sidekiq")
-    assert (record["result"], host.acts) == (True, [])
-    assert "by another call" in record["comment"]
+    assert record["result"] is True
+    assert host.acts == ["TSTP 10", "stop sidekiq.service", "start sidekiq.service", "TSTP 9", "stop sidekiq-handover.service"]
+    assert (host.helper, host.guard) == (False, False)
+
+
+def test_a_helper_that_is_left_beside_a_good_process_is_retired(sidekiq, host):
+    host.helper = True
+    host.running["sidekiq-handover.service"], host.started[9] = 9, host.now - 5
+    record = sidekiq.restart("sidekiq", stale_only=True)
+    assert (record["result"], host.acts) == (True, ["TSTP 9", "stop sidekiq-handover.service"])
+    assert host.running == {"sidekiq.service": 10}
+
+
+def job(jid, identity="web1:10:x"):
+    return {"jid": jid, "class": "Mail", "queue": "queue:default", "seconds": 1.0, "identity": identity}
 
 
 @pytest.mark.parametrize(
-    ("found", "sentence"),
+    ("said", "places", "drains", "fate", "result"),
     [
-        (facts(loaded=False), "is not on this host: apply redis_sidekiq"),
-        (facts(loaded=False, masked=True), "is masked"),
+        (["class=Mail jid=aa INFO: done"], {}, True, "finished", True),
+        ([], {}, True, "finished", True),
+        ([], {"aa": "pushed back"}, False, "pushed back", True),
+        (["class=Mail jid=aa INFO: fail"], {"aa": "retry"}, True, "retry", True),
+        (["class=Mail jid=aa INFO: fail"], {}, True, "failed", True),
+        ([], {}, False, "not found", False),
+        (["Failed to requeue 1 jobs: Connection refused"], {}, False, "not found", False),
     ],
 )
-def test_nothing_is_stopped_that_could_not_be_started(sidekiq, host, found, sentence):
-    host.facts = found
+def test_each_job_in_work_has_a_fate(sidekiq, host, monkeypatch, said, places, drains, fate, result):
+    monkeypatch.setitem(SERVICE, "drain_timeout", 0)
+    monkeypatch.setattr(sidekiq, "_ACCOUNT_TRIES", 1)
+    host.jobs, host.said, host.places, host.drains = [job("aa")], said, places, drains
+    record = sidekiq.restart("sidekiq", strategy="drain")
+    assert record["jobs"] == {"aa": {"class": "Mail", "queue": "queue:default", "fate": fate}}, record
+    assert record["result"] is result
+    if not result:
+        assert "1 of 1 jobs in work were not found again: aa" in record["comment"]
+    assert ("Failed to requeue" in record["comment"]) is ("Failed" in "".join(said))
+
+
+def test_a_process_that_was_started_since_is_left_alone(sidekiq, host):
+    host.started[10] = time.time() + 1
+    record = sidekiq.restart("sidekiq")
+    assert (record["result"], host.acts) == (True, [])
+    assert "works already, started since this call was made" in record["comment"]
+    assert sidekiq.restart("sidekiq", since=time.time() + 5)["processes"]
+
+
+def test_only_what_is_stale_is_replaced_when_asked_so(sidekiq, host, monkeypatch):
+    assert sidekiq.restart("sidekiq", stale_only=True)["processes"] == []
+    monkeypatch.setattr(sidekiq, "_stale", lambda wish, one: ["old"])
+    assert len(sidekiq.restart("sidekiq", stale_only=True)["processes"]) == 1
+
+
+@pytest.mark.parametrize("act", ["start", "restart"])
+def test_what_does_not_run_is_started(sidekiq, host, act):
+    host.running.clear()
+    record = getattr(sidekiq, act)("sidekiq")
+    assert (record["result"], host.acts) == (True, ["start sidekiq.service"])
+    assert record["comment"] == "sidekiq.service works, pid 11"
+
+
+def test_a_start_whose_heartbeat_cannot_be_seen_is_told_and_no_failure(sidekiq, host):
+    host.running.clear()
+    host.refuses = "The Redis of sidekiq cannot be reached"
+    record = sidekiq.start("sidekiq")
+    assert record["result"] is True and "its heartbeat was not seen. The Redis of sidekiq cannot" in record["comment"]
+
+
+def test_quiet_and_drain_say_that_there_is_no_way_back(sidekiq, host):
+    for act in (sidekiq.quiet, sidekiq.drain):
+        record = act("sidekiq")
+        assert record["result"] is True and "until it is restarted" in record["comment"]
+    host.acts.clear()
+    host.drains, host.beats = False, lambda service: []
+    assert sidekiq.drain("sidekiq", 0)["result"] is False
+
+
+@pytest.mark.parametrize(
+    ("loaded", "masked", "sentence"),
+    [(False, False, "is not on this host: apply redis_sidekiq"), (False, True, "is masked: systemctl unmask it")],
+)
+def test_nothing_is_stopped_that_could_not_be_started(sidekiq, host, loaded, masked, sentence):
+    host.loaded, host.masked = loaded, masked
     record = sidekiq.restart("sidekiq")
     assert (record["result"], host.acts) == (False, [])
     assert sentence in record["comment"]
@@ -346,26 +556,13 @@ def test_nothing_is_stopped_when_the_release_is_gone(sidekiq, host, monkeypatch)
 
 
 def test_a_lock_is_waited_for_no_longer_than_its_budget(sidekiq):
-    held = sidekiq._lock("sidekiq", 1)
+    held = sidekiq._lock(1)
     begun = time.monotonic()
-    with pytest.raises(CommandExecutionError, match="Another call has been at work on sidekiq"):
-        sidekiq._lock("sidekiq", 0.3)
+    with pytest.raises(CommandExecutionError, match="Another call has been at work on Sidekiq"):
+        sidekiq._lock(0.3)
     assert 0.3 <= time.monotonic() - begun < 2
     held.close()
-    sidekiq._lock("sidekiq", 0.3).close()
-
-
-# heartbeats ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("version", ["6.4.1", "7.3.2"])
-def test_a_heartbeat_of_each_line_is_read(sidekiq, version):
-    raw = json.loads(recorded(f"heartbeat-{version}.json"))
-    beat = sidekiq._read_beat(raw["identity"], raw["fields"], now=float(raw["fields"]["beat"]) + 2)
-    hostname, pid, _ = raw["identity"].split(":")
-    assert (beat["hostname"], beat["pid"], beat["quiet"], beat["beat_age"]) == (hostname, int(pid), False, 2.0)
-    assert (beat["queues"], beat["concurrency"]) == (["default"], 10)
-    assert beat["version"] in (None, version)
+    sidekiq._lock(0.3).close()
 
 
 # sudo ---------------------------------------------------------------------------------------------------------------

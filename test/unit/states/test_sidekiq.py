@@ -6,12 +6,18 @@ import pytest
 from salt.exceptions import CommandExecutionError, SaltInvocationError
 
 
-def facts(**more):
-    found = {"unit": "sidekiq.service", "loaded": True, "enabled": True, "active": "active", "pid": 10}
-    return found | {"needs_reload": False, "deployed": True, "changed_since_start": [], **more}
+def unit(name="sidekiq.service", **more):
+    found = {"unit": name, "loaded": True, "enabled": True, "active": "active", "pid": 10, "started": 1.0}
+    return found | {"needs_reload": False, "stale": [], **more}
 
 
-GOOD = facts(pid=11)
+def facts(*units, **more):
+    found = {"service": "sidekiq", "current": "/srv/app/current", "release": "/srv/app/releases/1", "deployed": True}
+    return found | {"surplus": [], "leftover": [], "processes": list(units) or [unit()], **more}
+
+
+GOOD = facts(unit(pid=11))
+OFF = {"active": "inactive", "pid": 0, "started": None}
 
 
 @pytest.fixture
@@ -20,66 +26,90 @@ def state(load):
     module = load("_states/sidekiq.py")
     module.__opts__ = {"test": False}
     module.acts, module.facts = [], [GOOD]
-    module.record = {"result": True, "comment": "done"}
+    entry = {"unit": "sidekiq.service", "old": {"pid": 10}, "new": {"pid": 11}}
+    module.record = {"result": True, "comment": "done", "processes": [entry], "jobs": {"a": {"fate": "finished"}}}
 
     def act(name):
-        def run(*args):
-            module.acts.append((name, *args))
+        def run(*args, **kwargs):
+            module.acts.append((name, *args, *kwargs.items()))
             return module.record
 
         return run
 
     module.__salt__ = {
         "sidekiq.status": lambda name, **kwargs: module.facts.pop(0) if len(module.facts) > 1 else module.facts[0],
-        **{name: act(name) for name in ("sidekiq.start", "sidekiq.restart", "service.enable", "service.systemctl_reload")},
+        **{name: act(name) for name in ("sidekiq.restart", "sidekiq.retire", "service.enable", "sidekiq_units.reload_systemd")},
     }
     return module
 
 
 NEEDS = {
     "new unit": (
-        facts(loaded=False, enabled=False, active="inactive", pid=0),
-        ["service.systemctl_reload", "service.enable", "sidekiq.start"],
-        "loaded anew, enabled at boot, started",
+        facts(unit(loaded=False, enabled=False, **OFF)),
+        ["sidekiq_units.reload_systemd", "service.enable", "sidekiq.restart"],
+        "sidekiq.service would be loaded, enabled at boot, started",
     ),
-    "disabled": (facts(enabled=False), ["service.enable"], "enabled at boot"),
-    "stopped": (facts(active="inactive", pid=0), ["sidekiq.start"], "started"),
-    "failed": (facts(active="failed", pid=0), ["sidekiq.start"], "started"),
-    "starting again and again": (facts(active="activating", pid=0), ["sidekiq.start"], "started"),
-    "older than its files": (
-        facts(changed_since_start=["/etc/sidekiq/sidekiq.env"]),
+    "disabled": (facts(unit(enabled=False)), ["service.enable"], "sidekiq.service would be enabled at boot"),
+    "stopped": (facts(unit(**OFF)), ["sidekiq.restart"], "sidekiq.service would be started"),
+    "failed": (facts(unit(**OFF | {"active": "failed"})), ["sidekiq.restart"], "sidekiq.service would be started"),
+    "starting again and again": (
+        facts(unit(active="activating")),
         ["sidekiq.restart"],
-        "restarted, because changed: /etc/sidekiq/sidekiq.env",
+        "sidekiq.service would be started",
+    ),
+    "stale": (
+        facts(unit(stale=["changed since it started: /etc/sidekiq/sidekiq.env"])),
+        ["sidekiq.restart"],
+        "sidekiq.service would be restarted, because changed since it started: /etc/sidekiq/sidekiq.env",
     ),
     "an older unit is loaded": (
-        facts(needs_reload=True),
-        ["service.systemctl_reload", "sidekiq.restart"],
-        "loaded anew, restarted, because it runs with an older unit",
+        facts(unit(needs_reload=True, stale=["it runs with an older unit"])),
+        ["sidekiq.restart"],
+        "sidekiq.service would be loaded anew, restarted, because it runs with an older unit",
+    ),
+    "one of two": (
+        facts(unit("sidekiq@1.service"), unit("sidekiq@2.service", stale=["old"])),
+        ["sidekiq.restart"],
+        "sidekiq@2.service would be restarted, because old",
+    ),
+    "one too many": (
+        facts(unit(), surplus=["sidekiq@2.service"]),
+        ["sidekiq.retire"],
+        "sidekiq@2.service would be drained, stopped and disabled",
+    ),
+    "cut off before": (
+        facts(unit(), leftover=["sidekiq.service"]),
+        ["sidekiq.restart"],
+        "sidekiq.service would be tidied up after a restart that was cut off",
     ),
     "not deployed": (
-        facts(deployed=False, loaded=False, enabled=False, active="inactive", pid=0),
-        ["service.systemctl_reload", "service.enable"],
-        "loaded anew, enabled at boot",
+        facts(unit(loaded=False, enabled=False, **OFF), deployed=False),
+        ["sidekiq_units.reload_systemd", "service.enable"],
+        "sidekiq.service would be loaded, enabled at boot",
     ),
 }
 
 
 @pytest.mark.parametrize("need", NEEDS)
-def test_running_does_what_is_needed_and_asks_again(state, need):
+def test_current_does_what_is_needed_and_asks_again(state, need):
     found, acts, _ = NEEDS[need]
-    state.facts = [found, facts(pid=11, deployed=found["deployed"], active="active" if found["deployed"] else "inactive")]
-    ret = state.running("sidekiq", "/srv/app/current")
+    state.facts = [found, facts(unit(**({"pid": 11} if found["deployed"] else OFF)), deployed=found["deployed"])]
+    ret = state.current("sidekiq")
     assert (ret["result"], [act[0] for act in state.acts]) == (True, acts)
     assert ret["changes"]
+    if "sidekiq.restart" in acts:
+        assert ("stale_only", True) in state.acts[-1]
+        assert ret["changes"]["sidekiq.service pid"] == {"old": 10, "new": 11}
+        assert ret["changes"]["jobs in work"] == {"finished": 1}
 
 
 @pytest.mark.parametrize("need", NEEDS)
-def test_running_announces_and_touches_nothing(state, need):
+def test_current_announces_and_touches_nothing(state, need):
     state.__opts__["test"] = True
     state.facts = [NEEDS[need][0]]
-    ret = state.running("sidekiq", "/srv/app/current")
+    ret = state.current("sidekiq")
     assert (ret["result"], state.acts) == (None, [])
-    assert ret["comment"] == f"sidekiq.service would be {NEEDS[need][2]}"
+    assert ret["comment"] == NEEDS[need][2]
     assert ret["changes"]
 
 
@@ -87,32 +117,39 @@ def test_running_announces_and_touches_nothing(state, need):
 @pytest.mark.parametrize(
     ("found", "sentence"),
     [
-        (GOOD, "sidekiq.service works, pid 11"),
+        (GOOD, "sidekiq.service: at work in /srv/app/releases/1, pid 11"),
         (
-            facts(deployed=False, active="inactive", pid=0),
-            "sidekiq.service is enabled; there is no release at /srv/app/current yet, the first deploy starts it",
+            facts(unit(**OFF), deployed=False),
+            "sidekiq.service: enabled; there is no release at /srv/app/current yet, the first deploy starts it",
         ),
     ],
 )
-def test_running_leaves_what_is_right_alone(state, test, found, sentence):
+def test_current_leaves_what_is_right_alone(state, test, found, sentence):
     state.__opts__["test"] = test
     state.facts = [found]
-    ret = state.running("sidekiq", "/srv/app/current")
+    ret = state.current("sidekiq")
     assert ret == {"name": "sidekiq", "result": True, "changes": {}, "comment": sentence}
     assert state.acts == []
 
 
-def test_running_fails_with_the_records_words(state):
-    state.facts = [facts(active="failed", pid=0)]
+def test_current_passes_its_strategy_on(state):
+    state.facts = [facts(unit(stale=["old"])), GOOD]
+    state.current("sidekiq", strategy="drain")
+    assert ("strategy", "drain") in state.acts[0]
+
+
+def test_current_fails_with_the_records_words(state):
+    state.facts = [facts(unit(**OFF | {"active": "failed"}), surplus=["sidekiq@1.service"])]
     state.record = {"result": False, "comment": "sidekiq.service did not start; its journal ends with:\nboom"}
-    ret = state.running("sidekiq", "/srv/app/current")
+    ret = state.current("sidekiq")
     assert (ret["result"], ret["comment"]) == (False, state.record["comment"])
+    assert [act[0] for act in state.acts] == ["sidekiq.restart"]
 
 
-def test_running_fails_when_it_is_still_different(state):
-    state.facts = [facts(enabled=False)]
-    ret = state.running("sidekiq", "/srv/app/current")
-    assert (ret["result"], ret["comment"]) == (False, "sidekiq.service is still to be enabled at boot")
+def test_current_fails_when_it_is_still_different(state):
+    state.facts = [facts(unit(enabled=False))]
+    ret = state.current("sidekiq")
+    assert (ret["result"], ret["comment"]) == (False, "And still sidekiq.service would be enabled at boot")
 
 
 @pytest.mark.parametrize("error", [CommandExecutionError, SaltInvocationError])
@@ -125,8 +162,8 @@ def test_no_state_raises(state, error):
         fail,
     )
     for ret in (
-        state.running("sidekiq", "/c"),
-        state.mod_watch("sidekiq", current="/c"),
+        state.current("sidekiq"),
+        state.mod_watch("sidekiq"),
         state.environment_file("/e", "sidekiq"),
         state.sudoers("/etc/sudoers.d/x", "deploy", ["sidekiq"], ["restart"]),
         state.sudoers_absent("/etc/sudoers.d/x"),
@@ -135,25 +172,35 @@ def test_no_state_raises(state, error):
         assert (ret["result"], ret["comment"]) == (False, "a sentence")
 
 
+def test_a_watched_change_restarts_what_is_older_than_this_run_of_states(state):
+    state.facts = [facts(unit(started=state._RUN_BEGAN - 5))]
+    ret = state.mod_watch("sidekiq", sfun="current", strategy="drain", __reqs__={})
+    assert ret["result"] is True and ret["changes"]["sidekiq.service pid"] == {"old": 10, "new": 11}
+    assert state.acts == [("sidekiq.restart", "sidekiq", ("since", state._RUN_BEGAN), ("strategy", "drain"))]
+
+
 def test_a_watched_change_is_announced_although_the_files_are_still_old(state):
     state.__opts__["test"] = True
-    ret = state.mod_watch("sidekiq", sfun="running", current="/c", __reqs__={})
-    assert (ret["result"], ret["comment"]) == (
-        None,
-        "sidekiq.service would be restarted, because a file that it watches would change",
-    )
+    ret = state.mod_watch("sidekiq")
+    sentence = "sidekiq.service would be restarted, because a state that it watches changed, or would change"
+    assert (ret["result"], ret["comment"], state.acts) == (None, sentence, [])
     assert ret["changes"]
 
 
-def test_a_watched_change_restarts_nothing_that_is_younger_than_its_files(state):
-    ret = state.mod_watch("sidekiq", sfun="running", current="/c")
+def test_a_watched_change_restarts_at_most_once_in_a_run(state):
+    state.facts = [facts(unit(started=state._RUN_BEGAN + 5))]
+    ret = state.mod_watch("sidekiq")
     assert (ret["result"], ret["changes"], state.acts) == (True, {}, [])
 
 
 def test_a_watched_change_before_the_first_deploy_is_nothing(state):
     state.__opts__["test"] = True
-    state.facts = [facts(deployed=False, active="inactive", pid=0)]
-    assert state.mod_watch("sidekiq", current="/c")["result"] is True
+    state.facts = [facts(unit(**OFF), deployed=False)]
+    assert state.mod_watch("sidekiq")["result"] is True
+
+
+def test_other_states_cannot_watch(state):
+    assert state.mod_watch("x", sfun="sudoers")["result"] is False
 
 
 # environment_file and sudoers ---------------------------------------------------------------------------------------

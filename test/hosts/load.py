@@ -1,0 +1,96 @@
+"""Sidekiq under load on a real host: a producer that never lets the queue run dry, and what became of each job."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from dataclasses import dataclass, field
+
+from test.hosts import app
+from test.hosts.harness.host import Host
+from test.hosts.lab import REPO, wait_for
+
+STOP = "/tmp/load.stop"
+TRACES = ("enqueued", "worked", "runs", "started", "ends", "retry", "dead", "schedule", "queue:default")
+
+
+@dataclass
+class Verdict:
+    """What became of the jobs of a load.
+
+    Attributes:
+        enqueued: how many jobs there were.
+        worked: how many ended well at least once.
+        failed: how many are dead or wait for another try, as they were meant to.
+        missing: the jids that are nowhere.
+        begun_again: how many were interrupted and began again.
+        worked_again: how many ended well more than once.
+        ends: when jobs ended, in order (epoch s).
+    """
+
+    enqueued: int = 0
+    worked: int = 0
+    failed: int = 0
+    missing: list = field(default_factory=list)
+    begun_again: int = 0
+    worked_again: int = 0
+    ends: list = field(default_factory=list)
+
+    def gap(self, begun: float, ended: float) -> float:
+        """Return the longest time between two ends of jobs within a span (s)."""
+        inside = [begun, *(moment for moment in self.ends if begun < moment < ended), ended]
+        return max(after - before for before, after in zip(inside, inside[1:]))
+
+
+@contextlib.contextmanager
+def load(host: Host, depth: int = 200, settle: float = 90):
+    """Keep ``depth`` jobs waiting on ``host``; the verdict is filled in at the end, once all jobs had their turn."""
+    host.run(["rm", "-f", STOP])
+    app.redis(host, "del", *TRACES)
+    folder = f"{app.HOME}/releases/load"
+    if not host.exists(folder):
+        host.copy_in(REPO / "test/app", folder)
+        host.run(["chown", "-R", "deploy:", folder])
+    producer = host.popen(["sh", "-c", f"cd {folder} && exec bundle exec ruby load.rb {depth} > /tmp/load.count"], user="deploy")
+    wait_for(lambda: int(app.redis(host, "zcard", "ends")) > 100, 60, "jobs worked under load")
+    verdict = Verdict()
+    try:
+        yield verdict
+        time.sleep(1)
+    finally:
+        host.run(["touch", STOP])
+        producer.wait(30)
+    with contextlib.suppress(AssertionError):  # what is missing then is told by the verdict
+        wait_for(lambda: _is_done(host), settle, "each job ended")
+    judge(host, verdict)
+    assert verdict.enqueued == int(host.run(["cat", "/tmp/load.count"]).stdout)
+
+
+def judge(host: Host, verdict: Verdict) -> None:
+    """Fill in what became of the jobs."""
+    enqueued, worked = _words(host, "smembers", "enqueued"), set(_words(host, "smembers", "worked"))
+    failed = {json.loads(line)["jid"] for key in ("retry", "dead") for line in _words(host, "zrange", key, "0", "-1")}
+    queued = {json.loads(line)["jid"] for line in _words(host, "lrange", "queue:default", "0", "-1")}
+    ends = _words(host, "zrange", "ends", "0", "-1", "withscores")
+    verdict.enqueued, verdict.worked, verdict.failed = len(enqueued), len(worked), len(failed)
+    verdict.missing = sorted(set(enqueued) - worked - failed - queued)
+    verdict.worked_again = sum(int(count) > 1 for count in _words(host, "hvals", "runs"))
+    begun, runs = _counts(host, "started"), _counts(host, "runs")
+    verdict.begun_again = sum(count > runs.get(jid, 0) for jid, count in begun.items() if jid in worked)
+    verdict.ends = sorted(map(float, ends[1::2]))
+
+
+def _words(host: Host, *command: str) -> list[str]:
+    return [line for line in app.redis(host, *command).splitlines() if line]
+
+
+def _counts(host: Host, key: str) -> dict[str, int]:
+    words = _words(host, "hgetall", key)
+    return dict(zip(words[::2], map(int, words[1::2])))
+
+
+def _is_done(host: Host) -> bool:
+    """A job in work is in none of these."""
+    ended = sum(int(app.redis(host, command, key)) for command, key in (("scard", "worked"), ("zcard", "retry"), ("zcard", "dead")))
+    return ended >= int(app.redis(host, "scard", "enqueued"))

@@ -1,0 +1,515 @@
+"""Restarts under load, and whatever can go wrong in the middle of one: no job is lost, and a process works in the end."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import subprocess
+import time
+
+import pytest
+
+from test.hosts import app
+from test.hosts.conftest import sidekiq_pillar
+from test.hosts.harness.host import Host
+from test.hosts.lab import apply_locally, put_pillar, salt_call, wait_for
+from test.hosts.load import load
+
+SLS = "redis_sidekiq.sidekiq"
+RELEASES = itertools.count(1000)
+PLAIN = "systemctl"
+
+on_both = pytest.mark.parametrize("image", ["bookworm", "trixie"])
+# What waits for long is tried with one Sidekiq, with both by `make soak`.
+on_one = pytest.mark.parametrize("image", ["bookworm", pytest.param("trixie", marks=pytest.mark.soak)])
+
+
+@pytest.fixture
+def host(sidekiq_hosts, image):
+    """The host with the plain pillar and an unbroken release, working; and no trace of an earlier restart after it."""
+    host = sidekiq_hosts(image)
+    put_pillar(host, sidekiq_pillar())
+    deploy(host)
+    apply_locally(host, SLS).assert_ok()
+    yield host
+    host.run(["pkill", "-KILL", "-f", "salt-call"], check=False)
+    host.run(["systemctl", "start", "redis_6379"], check=False)
+
+
+def deploy(host: Host, ruby: str = "") -> str:
+    """Deploy a release in a folder of its own, with a line added to its worker file; returns the folder."""
+    folder = app.release(host, str(next(RELEASES)))
+    if ruby:
+        host.run(["sh", "-c", f"cat >> {folder}/worker.rb"], input=ruby + "\n")
+    return folder
+
+
+def restart(host: Host, strategy: str = "handover") -> dict:
+    """Restart by the module, or in systemd's own way; returns the record."""
+    if strategy == PLAIN:
+        host.run(["systemctl", "restart", "sidekiq"], timeout=120)
+        return {"result": True, "jobs": {}}
+    return salt_call(host, "sidekiq.restart", "sidekiq", f"strategy={strategy}", check=False)
+
+
+class Call:
+    """A restart under way: its steps are read as salt-call prints them."""
+
+    def __init__(self, host: Host, *words: str) -> None:
+        words = words or ("sidekiq.restart", "sidekiq")
+        argv = ["sh", "-c", 'exec salt-call --local --out=json "$@" 2>/tmp/steps', "call", *words]
+        host.run(["rm", "-f", "/tmp/steps"])
+        self.host, self.process = host, host.popen(argv)
+
+    def wait_for_step(self, step: str) -> None:
+        wait_for(lambda: self._steps().endswith(f": {step}\n"), 120, f"the step {step!r}")
+
+    def kill(self) -> None:
+        self.host.run(["pkill", "-KILL", "-f", "salt-call --local"])
+        self.process.wait(20)
+
+    def result(self, timeout: float = 200) -> dict:
+        text = self.process.communicate(timeout=timeout)[0]
+        text = text.decode() if isinstance(text, bytes) else text
+        return json.loads(text)["local"]
+
+    def _steps(self) -> str:
+        return self.host.run(["cat", "/tmp/steps"], check=False).stdout
+
+
+def units(host: Host) -> dict[str, str]:
+    """Unit -> state, of the service's units and what stands beside them."""
+    text = host.run(["systemctl", "list-units", "--all", "--plain", "--no-legend", "sidekiq*"]).stdout
+    return {line.split()[0]: line.split()[2] for line in text.splitlines()}
+
+
+def assert_works(host: Host) -> None:
+    """One process works, under no unit but its own, and is not quiet."""
+    status = salt_call(host, "sidekiq.status", "sidekiq")
+    (one,) = status["processes"]
+    assert one["active"] == "active" and one["heartbeat"] and not one["heartbeat"]["quiet"], status
+    assert status["leftover"] == status["disagree"] == one["stale"] == [], status
+    assert {unit for unit, state in units(host).items() if state != "inactive"} == {"sidekiq.service"}
+    assert one["process"]["release"] == host.run(["readlink", "-f", f"{app.HOME}/current"]).stdout.strip()
+
+
+def assert_mended(host: Host) -> None:
+    """After a cut-off restart: somebody works soon without a hand, and the next run of states tidies up."""
+    before = app.worked(host)
+    app.enqueue(host, 20)
+    wait_for(lambda: app.worked(host) == before + 20, 90, "jobs worked after the restart was cut off")
+    apply_locally(host, SLS).assert_ok()
+    assert_works(host)
+    apply_locally(host, SLS).assert_unchanged()
+
+
+# Under load ----------------------------------------------------------------------------------------------------------
+
+
+def run_under_load(host: Host, strategies: list[str]) -> None:
+    spans, records = [], []
+    with load(host) as verdict:
+        for strategy in strategies:
+            begun = float(host.run(["date", "+%s.%N"]).stdout)
+            records.append(restart(host, strategy))
+            spans.append((strategy, begun, float(host.run(["date", "+%s.%N"]).stdout)))
+            assert records[-1]["result"] is True, json.dumps(records[-1], indent=1)
+    for record in records[:3]:
+        print([(step["step"], step["seconds"]) for step in record.get("steps", [])], record["jobs"])
+    gaps = {strategy: [] for strategy in strategies}
+    for strategy, begun, ended in spans:
+        gaps[strategy].append(round(verdict.gap(begun, ended), 3))
+    fates = [job["fate"] for record in records for job in record["jobs"].values()]
+    print(
+        f"{len(strategies)} restarts, {verdict.enqueued} jobs, {verdict.worked} worked, {verdict.failed} failed as meant, "
+        f"missing {verdict.missing}, begun again {verdict.begun_again}, worked again {verdict.worked_again}; fates of "
+        f"{len(fates)} jobs seen in flight: { {fate: fates.count(fate) for fate in set(fates)} }; gaps "
+        f"{ {strategy: (min(each), max(each)) for strategy, each in gaps.items()} }"
+    )
+    assert verdict.missing == []
+    assert verdict.enqueued > 100 * len(strategies)
+    assert not {"not found"} & set(fates)
+    if "handover" in gaps:
+        assert max(gaps["handover"]) < 0.25, gaps
+    assert_works(host)
+
+
+@on_both
+def test_restarts_under_load_lose_nothing(host):
+    run_under_load(host, ["handover", "drain", PLAIN])
+
+
+@pytest.mark.soak
+@on_both
+def test_a_hundred_restarts_under_load_lose_nothing(host):
+    run_under_load(host, ["handover", "drain", "handover", PLAIN] * 25)
+
+
+@on_both
+def test_a_deployed_release_is_announced_then_worked_then_left_alone(host):
+    old, before = app.working_directory(host), app.main_pid(host)
+    new = deploy(host)
+    announced = apply_locally(host, SLS, test=True).assert_ok()
+    assert announced.pending == ["Sidekiq service sidekiq works"]
+    assert f"it works in {old}, and {app.HOME}/current is {new}" in announced.states["Sidekiq service sidekiq works"]["comment"]
+    assert app.main_pid(host) == before
+    changed = apply_locally(host, SLS).assert_ok().changed["Sidekiq service sidekiq works"]
+    assert changed["sidekiq.service pid"] == {"old": int(before), "new": int(app.main_pid(host))}
+    assert app.working_directory(host) == new
+    apply_locally(host, SLS).assert_unchanged()
+
+
+# Cut off -------------------------------------------------------------------------------------------------------------
+
+STEPS = [
+    "start the helper", "prove the helper", "guard", "quiet", "drain", "stop", "start", "prove", "quiet the helper",
+    "drain the helper", "stop the helper",
+]  # fmt: skip
+FEW = ("prove the helper", "drain", "quiet the helper")
+
+
+def steps(strategy: str) -> list:
+    """The steps of a strategy as parameters; some in `make test`, all in `make soak`."""
+    wanted = [step for step in STEPS if strategy == "handover" or "helper" not in step]
+    return [pytest.param(step, marks=() if step in FEW else pytest.mark.soak) for step in wanted]
+
+
+@on_one
+@pytest.mark.parametrize("step", steps("handover"))
+def test_a_handover_that_is_killed_leaves_a_process_at_work(host, step):
+    killed_at(host, step, "handover")
+
+
+@on_one
+@pytest.mark.parametrize("step", [step for step in steps("drain") if "drain" in step.values or step.marks])
+def test_a_drain_that_is_killed_leaves_a_process_at_work(host, step):
+    killed_at(host, step, "drain")
+
+
+def killed_at(host: Host, step: str, strategy: str) -> None:
+    app.enqueue(host, 3, 6)
+    deploy(host)
+    call = Call(host, "sidekiq.restart", "sidekiq", f"strategy={strategy}")
+    call.wait_for_step(step)
+    call.kill()
+    assert call.process.returncode != 0
+    assert_mended(host)
+
+
+@on_one
+@pytest.mark.parametrize("step", [pytest.param("drain", marks=()), pytest.param("quiet the helper", marks=pytest.mark.soak)])
+def test_a_handover_whose_minion_is_killed_leaves_a_process_at_work(host, step):
+    host.run(["systemctl", "reset-failed"])
+    app.enqueue(host, 3, 6)
+    deploy(host)
+    run = ["systemd-run", "--unit=minion", "--collect", "sh", "-c", "exec salt-call --local sidekiq.restart sidekiq 2>/tmp/steps"]
+    host.run(["rm", "-f", "/tmp/steps"])
+    host.run(run)
+    wait_for(lambda: host.run(["cat", "/tmp/steps"], check=False).stdout.endswith(f": {step}\n"), 120, step)
+    host.run(["systemctl", "kill", "--signal=KILL", "minion"])
+    assert_mended(host)
+
+
+@on_one
+@pytest.mark.parametrize("step", ["prove the helper", "drain", pytest.param("prove", marks=pytest.mark.soak)])
+def test_a_helper_that_is_killed_takes_nobody_with_it(host, step):
+    before = app.main_pid(host)
+    app.enqueue(host, 3, 6)
+    deploy(host)
+    call = Call(host)
+    call.wait_for_step(step)
+    host.run(["systemctl", "kill", "--signal=KILL", "sidekiq-handover"])
+    record = call.result()
+    if step == "prove the helper":
+        assert record["result"] is False and "still works as before" in record["comment"], record
+        assert app.main_pid(host) == before
+    assert_mended(host)
+
+
+@on_one
+@pytest.mark.parametrize("step", ["drain", pytest.param("prove the helper", marks=pytest.mark.soak)])
+def test_an_old_process_that_is_killed_is_told_with_its_jobs(host, step):
+    app.redis(host, "del", *("started", "worked"))
+    app.enqueue(host, 3, 8)
+    wait_for(lambda: app.redis(host, "hlen", "started") == "3", 20, "three long jobs begun")
+    wait_for(lambda: len(salt_call(host, "sidekiq.jobs_in_flight", "sidekiq")) == 3, 20, "a beat that tells of them")
+    call = Call(host)
+    call.wait_for_step(step)
+    begun = app.redis(host, "hkeys", "started").split()
+    host.run(["kill", "-KILL", app.main_pid(host)])
+    record = call.result()
+    # Open-source Sidekiq itself cannot keep the jobs of a process that is killed; the record says which.
+    assert record["result"] is False, record
+    assert sorted(jid for jid, job in record["jobs"].items() if job["fate"] == "not found") == sorted(begun), record
+    assert "not found again" in record["comment"]
+    assert_mended(host)
+
+
+# Releases that do not work -------------------------------------------------------------------------------------------
+
+BROKEN = {
+    "a syntax error": "def x(",
+    "a missing gem": 'require "no_such_gem"',
+    "an exit after 3 s": 'Thread.new { sleep 3; warn "bye"; exit!(3) } if $0.include?("sidekiq")',
+    "a boot that hangs": 'sleep 1000 if $0.include?("sidekiq")',
+    "no beat": 'Sidekiq.configure_server { |c| c.redis = {url: "redis://127.0.0.1:6379/5"} }',
+}
+
+
+@on_one
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_release_leaves_the_old_process_at_work(host, kind):
+    before = app.main_pid(host)
+    deploy(host, BROKEN[kind])
+    run = apply_locally(host, SLS)
+    comment = run.failed["Sidekiq service sidekiq works"]
+    assert f"sidekiq.service still works as before, pid {before}" in comment
+    assert "its journal ends with" in comment or kind == "no beat"
+    assert app.main_pid(host) == before
+    done = app.worked(host)
+    folder = f"{app.HOME}/releases/load"
+    if not host.exists(folder):
+        deploy_load(host)
+    host.run(["sh", "-c", f"cd {folder} && exec bundle exec ruby enqueue.rb 20"], user="deploy")
+    wait_for(lambda: app.worked(host) == done + 20, 30, "jobs worked by the old process")
+    assert set(units(host)) == {"sidekiq.service"}
+    deploy(host)
+    apply_locally(host, SLS).assert_ok()
+    assert_works(host)
+
+
+@on_one
+def test_a_broken_release_is_loud_with_drain_and_works_again_when_it_is_mended(host):
+    deploy(host, BROKEN["a syntax error"])
+    record = restart(host, "drain")
+    assert record["result"] is False and "did not start; its journal ends with" in record["comment"]
+    deploy(host)
+    # systemd goes on trying, so that nobody has to come.
+    wait_for(lambda: units(host).get("sidekiq.service") == "active", 30, "a process in the mended release")
+    apply_locally(host, SLS).assert_ok()
+    assert_works(host)
+
+
+def deploy_load(host: Host) -> None:
+    from test.hosts.lab import REPO
+
+    host.copy_in(REPO / "test/app", f"{app.HOME}/releases/load")
+    host.run(["chown", "-R", "deploy:", f"{app.HOME}/releases/load"])
+
+
+# Redis in the middle -------------------------------------------------------------------------------------------------
+
+
+@on_one
+@pytest.mark.parametrize(
+    ("break_it", "mend_it", "sentence"),
+    [
+        (["systemctl", "stop", "redis_6379"], ["systemctl", "start", "redis_6379"], "cannot be reached: is it up?"),
+        (
+            ["sh", "-c", "redis-cli config set maxmemory 1"],
+            ["redis-cli", "config", "set", "maxmemory", "0"],
+            "OOM command not allowed",
+        ),
+        (
+            ["redis-cli", "replicaof", "127.0.0.1", "9"],
+            ["redis-cli", "replicaof", "no", "one"],
+            "read only replica",
+        ),
+        (
+            ["redis-cli", "config", "set", "requirepass", "sesame-open"],
+            ["redis-cli", "-a", "sesame-open", "config", "set", "requirepass", ""],
+            "refuses the login",
+        ),
+    ],
+    ids=["down", "full", "read-only", "password"],
+)
+def test_a_process_that_could_not_push_back_its_jobs_is_left_alone(host, break_it, mend_it, sentence):
+    before = app.main_pid(host)
+    deploy(host)
+    host.run(break_it)
+    try:
+        begun = time.monotonic()
+        record = restart(host)
+        assert time.monotonic() - begun < 20
+        assert record["result"] is False and sentence in record["comment"], record
+        assert "was left as it is" in record["comment"]
+        assert app.main_pid(host) == before
+    finally:
+        host.run(mend_it)
+    wait_for(lambda: units(host)["sidekiq.service"] == "active", 30, "Sidekiq with its Redis again")
+    apply_locally(host, SLS).assert_ok()
+    assert_works(host)
+
+
+@on_one
+@pytest.mark.parametrize("step", ["drain", pytest.param("prove the helper", marks=pytest.mark.soak), pytest.param("prove", marks=pytest.mark.soak)])
+def test_redis_restarts_in_the_middle(host, step):
+    app.enqueue(host, 3, 5)
+    deploy(host)
+    call = Call(host)
+    call.wait_for_step(step)
+    host.run(["systemctl", "restart", "redis_6379"])
+    record = call.result()
+    assert record["result"] in (True, False) and record["comment"]
+    assert_mended(host)
+
+
+@pytest.mark.soak
+@on_both
+@pytest.mark.parametrize("step", ["quiet", "drain", "start"])
+def test_redis_stops_in_the_middle(host, step):
+    app.enqueue(host, 3, 5)
+    deploy(host)
+    call = Call(host)
+    call.wait_for_step(step)
+    host.run(["systemctl", "stop", "redis_6379"])
+    record = call.result(300)
+    assert record["result"] is False and record["comment"], record
+    host.run(["systemctl", "start", "redis_6379"])
+    assert_mended(host)
+
+
+# Jobs with a will of their own ---------------------------------------------------------------------------------------
+
+
+@on_one
+def test_a_jobs_own_program_lives_until_the_job_ends(host):
+    app.redis(host, "del", "started", "worked")
+    app.enqueue(host, 3, 6, "ChildJob")
+    wait_for(lambda: app.redis(host, "hlen", "started") == "3", 20, "three jobs begun")
+    record = restart(host, "drain")
+    assert record["result"] is True, record
+    assert app.worked(host) == 3 and app.redis(host, "zcard", "retry") == "0"
+    app.redis(host, "del", "started", "worked")
+    app.enqueue(host, 3, 6, "ChildJob")
+    wait_for(lambda: app.redis(host, "hlen", "started") == "3", 20, "three jobs begun")
+    restart(host, PLAIN)
+    wait_for(lambda: app.worked(host) == 3, 30, "three jobs worked")
+
+
+@on_one
+def test_a_job_that_outlasts_the_drain_is_pushed_back(host):
+    put_pillar(host, sidekiq_pillar(drain_timeout=2, timeout=3))
+    apply_locally(host, SLS).assert_ok()
+    app.redis(host, "del", "started", "worked")
+    app.enqueue(host, 2, 25)
+    wait_for(lambda: len(salt_call(host, "sidekiq.jobs_in_flight", "sidekiq")) == 2, 20, "a beat that tells of them")
+    record = restart(host)
+    assert record["result"] is True, record
+    assert [job["fate"] for job in record["jobs"].values()] == ["pushed back"] * 2, record
+    wait_for(lambda: app.worked(host) == 2, 60, "both jobs worked in the end")
+
+
+@on_one
+def test_a_job_that_ignores_the_timeout_is_told(host):
+    put_pillar(host, sidekiq_pillar(drain_timeout=2, timeout=2, stop_timeout=12))
+    apply_locally(host, SLS).assert_ok()
+    app.redis(host, "del", "started", "worked")
+    app.enqueue(host, 1, 60, "StubbornJob")
+    wait_for(lambda: len(salt_call(host, "sidekiq.jobs_in_flight", "sidekiq")) == 1, 20, "a beat that tells of it")
+    begun = time.monotonic()
+    record = restart(host, "drain")
+    assert time.monotonic() - begun < 80
+    assert record["jobs"] and all(job["fate"] != "finished" for job in record["jobs"].values()), record
+    assert_works(host)
+
+
+@on_one
+def test_a_wrapper_that_does_not_exec_is_told_and_loses_nothing(host):
+    wrapper = "#!/bin/bash\n/usr/bin/bundle exec sidekiq \"$@\"\n"
+    host.write("/srv/wrapper.sh", wrapper, mode=0o755)
+    put_pillar(host, sidekiq_pillar(command=["/srv/wrapper.sh"]))
+    apply_locally(host, SLS).assert_ok()
+    app.redis(host, "del", "started", "worked")
+    app.enqueue(host, 3, 5)
+    wait_for(lambda: app.redis(host, "hlen", "started") == "3", 20, "three jobs begun")
+    status = salt_call(host, "sidekiq.status", "sidekiq")
+    assert any("is not Sidekiq but its parent" in sentence for sentence in status["disagree"]), status
+    record = restart(host)
+    assert record["result"] is True and any("with exec" in sentence for sentence in record["warnings"]), record
+    assert app.worked(host) == 3
+    assert not [job for job in record["jobs"].values() if job["fate"] != "finished"], record
+
+
+# Many at once --------------------------------------------------------------------------------------------------------
+
+
+@on_one
+def test_thirty_calls_at_once_restart_once(host):
+    before = app.main_pid(host)
+    deploy(host)
+    host.run(["sh", "-c", "rm -f /tmp/call-*"])
+    script = (
+        "for n in $(seq 15); do salt-call --local --out=json sidekiq.restart sidekiq > /tmp/call-r$n 2>/dev/null & "
+        f"salt-call --local --out=json state.single sidekiq.current sidekiq > /tmp/call-c$n 2>/dev/null & done; wait"
+    )
+    host.run(["sh", "-c", script], timeout=400)
+    starts = host.run(["journalctl", "--unit=sidekiq", "--output=cat", "--grep=Started sidekiq.service", "--since=-300s"]).stdout
+    assert app.main_pid(host) != before
+    records = [json.loads(host.run(["cat", f"/tmp/call-r{n}"]).stdout)["local"] for n in range(1, 16)]
+    assert all(record["result"] for record in records), records
+    assert len({entry["new"]["pid"] for record in records for entry in record["processes"]} | {int(app.main_pid(host))}) == 1
+    assert sum(bool(record["processes"]) for record in records) <= 1, starts
+    assert_works(host)
+
+
+@on_one
+def test_restarts_in_a_row_never_leave_it_down(host):
+    app.enqueue(host, 1000)
+    count = 4
+    for number in range(count):
+        assert restart(host, ["drain", PLAIN][number % 2])["result"] is True
+    assert_works(host)
+
+
+@pytest.mark.soak
+@on_both
+def test_twenty_restarts_in_a_row_under_load_never_leave_it_down(host):
+    run_under_load(host, ["drain"] * 20)
+    run_under_load(host, [PLAIN] * 20)
+
+
+# Who is who ----------------------------------------------------------------------------------------------------------
+
+
+@on_one
+def test_no_process_is_taken_for_another(host):
+    pid, name = app.main_pid(host), host.run(["hostname"]).stdout.strip()
+    true = salt_call(host, "sidekiq.status", "sidekiq")["processes"][0]["heartbeat"]
+    fakes = {
+        f"{name}:{pid}:aaaaaaaaaaaa": true["started"] - 30,  # another host of that name, its clock behind
+        f"{name}:{pid}:bbbbbbbbbbbb": true["started"] + 30,  # another one, its clock ahead
+        f"{name}0:{pid}:cccccccccccc": true["started"],  # another name that begins alike
+    }
+    try:
+        for identity, started in fakes.items():
+            info = {"hostname": name, "started_at": started, "pid": int(pid), "tag": "", "concurrency": 10, "queues": ["default"]}
+            app.redis(host, "sadd", "processes", identity)
+            app.redis(host, "hset", identity, "info", json.dumps(info), "busy", "0", "quiet", "true", "beat", str(started))
+            app.redis(host, "expire", identity, "60")
+        (one,) = salt_call(host, "sidekiq.status", "sidekiq")["processes"]
+        assert one["heartbeat"]["identity"] == true["identity"]
+        record = restart(host)
+        assert record["result"] is True, record
+        assert record["processes"][0]["new"]["heartbeat"]["identity"] not in fakes
+    finally:
+        app.redis(host, "srem", "processes", *fakes)
+        app.redis(host, "del", *fakes)
+
+
+@on_both
+def test_facts_are_told_as_data(host):
+    app.redis(host, "del", "started", "worked")
+    app.enqueue(host, 12, 15)
+    wait_for(lambda: len(salt_call(host, "sidekiq.jobs_in_flight", "sidekiq")) == 10, 20, "ten jobs in flight")
+    job = salt_call(host, "sidekiq.jobs_in_flight", "sidekiq")[0]
+    assert (job["class"], job["queue"].removeprefix("queue:")) == ("SleepJob", "default")
+    assert re.fullmatch(r"[0-9a-f]{24}", job["jid"])
+    (queue,) = [each for each in salt_call(host, "sidekiq.queues", "sidekiq") if each["name"] == "default"]
+    assert queue["size"] in (0, 1, 2)
+    (process,) = salt_call(host, "sidekiq.processes")
+    assert (process["unit"], process["release"], process["concurrency"]) == ("sidekiq.service", app.working_directory(host), 10)
+    stats = salt_call(host, "sidekiq.stats", "sidekiq")
+    assert stats["processes"] == 1 and stats["processed"] > 0
+    assert salt_call(host, "sidekiq.stale") == []
