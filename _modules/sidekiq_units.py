@@ -474,6 +474,8 @@ def guard_arm(unit: str, lock: str) -> None:
     _put(
         os.path.join(_RUNTIME_DIR, name),
         f"[Unit]\nDescription=Restarts {unit} should its restart be cut off\n[Service]\nType=oneshot\n"
+        # It is told to go in each restart that goes well.
+        "SuccessExitStatus=SIGTERM\n"
         f"ExecStart={_tool('flock', 'util-linux')} {lock} {systemctl} restart {unit}\n"
         f"ExecStart=-{systemctl} stop {helper_name(unit)}\n",
     )

@@ -29,15 +29,28 @@ def release(host: Host, name: str) -> str:
     return folder
 
 
+def outside(host: Host) -> str:
+    """Return a folder with the unbroken app beside the releases, for what has to run whatever `current` is."""
+    folder = f"{HOME}/outside"
+    if not host.exists(folder):
+        host.copy_in(REPO / "test/app", folder)
+        host.run(["chown", "-R", "deploy:", folder])
+    return folder
+
+
 def reactor_config(minion: str) -> str:
     """Return the shipped example of the master's configuration, with ``minion`` as the app's only host."""
     return (REPO / "docs/examples/master.d/redis_sidekiq.conf").read_text().replace("web1.example.org", minion)
 
 
-def enqueue(host: Host, count: int, seconds: float | None = None, job: str = "") -> None:
-    """Enqueue ``count`` jobs through Ruby, as the deploy user: quick ones, or such that take ``seconds`` each."""
+def enqueue(host: Host, count: int, seconds: float | None = None, job: str = "") -> list[str]:
+    """Enqueue ``count`` jobs through Ruby, as the deploy user: quick ones, or such that take ``seconds`` each.
+
+    Returns their jids.
+    """
     words = " ".join(str(word) for word in (count, seconds, job) if word not in (None, ""))
-    host.run(["sh", "-c", f"cd {HOME}/current && exec bundle exec ruby enqueue.rb {words}"], user="deploy")
+    argv = ["sh", "-c", f"cd {outside(host)} && exec bundle exec ruby enqueue.rb {words}"]
+    return host.run(argv, user="deploy").stdout.split()
 
 
 def redis(host: Host, *words: str) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from test.hosts import app
 from test.hosts.harness.host import Host
-from test.hosts.lab import REPO, wait_for
+from test.hosts.lab import wait_for
 
 STOP = "/tmp/load.stop"
 TRACES = ("enqueued", "worked", "runs", "started", "ends", "retry", "dead", "schedule", "queue:default")
@@ -44,15 +44,20 @@ class Verdict:
 
 
 @contextlib.contextmanager
-def load(host: Host, depth: int = 200, settle: float = 90):
-    """Keep ``depth`` jobs waiting on ``host``; the verdict is filled in at the end, once all jobs had their turn."""
+def load(host: Host, depth: int = 200, even: bool = False, settle: float = 90):
+    """Keep ``depth`` jobs waiting on ``host``; the verdict is filled in at the end, once all jobs had their turn.
+
+    Args:
+        host: a host with the test app at work.
+        depth: how many jobs wait all the time.
+        even: whether all of them take 50 ms; else they are a mixture, with long and failing ones.
+        settle: how long to wait for the last of them (s).
+    """
     host.run(["rm", "-f", STOP])
     app.redis(host, "del", *TRACES)
-    folder = f"{app.HOME}/releases/load"
-    if not host.exists(folder):
-        host.copy_in(REPO / "test/app", folder)
-        host.run(["chown", "-R", "deploy:", folder])
-    producer = host.popen(["sh", "-c", f"cd {folder} && exec bundle exec ruby load.rb {depth} > /tmp/load.count"], user="deploy")
+    folder = app.outside(host)
+    words = f"{depth} {'even' if even else 'mixed'}"
+    producer = host.popen(["sh", "-c", f"cd {folder} && exec bundle exec ruby load.rb {words} > /tmp/load.count"], user="deploy")
     wait_for(lambda: int(app.redis(host, "zcard", "ends")) > 100, 60, "jobs worked under load")
     verdict = Verdict()
     try:
@@ -64,7 +69,7 @@ def load(host: Host, depth: int = 200, settle: float = 90):
     with contextlib.suppress(AssertionError):  # what is missing then is told by the verdict
         wait_for(lambda: _is_done(host), settle, "each job ended")
     judge(host, verdict)
-    assert verdict.enqueued == int(host.run(["cat", "/tmp/load.count"]).stdout)
+    assert verdict.enqueued >= int(host.run(["cat", "/tmp/load.count"]).stdout) > 0
 
 
 def judge(host: Host, verdict: Verdict) -> None:
