@@ -930,6 +930,7 @@ class _Replacement:
         self.made = self.began = time.time()
         self.jobs: dict[str, dict[str, Any]] = {}  # those in work in what went
         self.gone: set[str] = set()  # heartbeats of what went
+        self.gone_pids: set[int] = set()
         self.drained: set[str] = set()  # those of them that had no job left
         self.known: set[str] = set()  # heartbeats from before
         self.quiet_at = self.works_at = 0.0
@@ -1081,6 +1082,7 @@ class _Replacement:
         process["countable"] = process["threads"] > 0 and (not beat or beat["concurrency"] == process["threads"])
         process["identity"] = beat["identity"] if beat else ""
         self.gone.add(process["identity"])
+        self.gone_pids.add(process["pid"])
         self.note_jobs(process)
         if not __salt__["sidekiq_units.signal"](process["pid"], process["born"], "TSTP"):
             return
@@ -1309,17 +1311,19 @@ class _Replacement:
 
     def judge(self) -> None:
         """Sidekiq's own log says what ended, Redis where the others are; and a drained process has finished all."""
-        units = [self.unit, self.helper]
-        said = __salt__["sidekiq_units.journal_about"](units, self.made - 1, sorted(self.jobs))
+        said = __salt__["sidekiq_units.journal_about"]([self.unit, self.helper], self.made - 1, sorted(self.jobs))
+        words = {jid: _last_word(said, jid, self.gone_pids) for jid in self.jobs}
         names = sorted({job["queue"].removeprefix("queue:") for job in self.jobs.values()})
-        unsaid = [jid for jid in self.jobs if not _says(said, jid, "done")]
+        unsaid = [jid for jid, word in words.items() if word not in ("done", "start")]
         places = __salt__["sidekiq_redis.find"](self.wish["name"], unsaid, names, sorted(self.gone)) if unsaid else {}
         for jid, job in self.jobs.items():
-            if jid not in unsaid:
+            if words[jid] == "done":
                 job["fate"] = "finished"
+            elif words[jid] == "start":
+                job["fate"] = "pushed back"
             elif jid in places:
                 job["fate"] = places[jid]
-            elif _says(said, jid, "fail"):
+            elif words[jid] == "fail":
                 job["fate"] = "failed"
             elif job["identity"] in self.drained:
                 job["fate"] = "finished"
@@ -1341,9 +1345,17 @@ class _Replacement:
         return _step(self.record, name, self.unit)
 
 
-def _says(lines: list[str], jid: str, word: str) -> bool:
-    """Sidekiq logs `start`, then `done` or `fail` for each job, with its jid (lib/sidekiq/job_logger.rb)."""
-    return any(jid in line and re.search(rf"\b{word}\b", line) for line in lines)
+def _last_word(said: list[dict[str, Any]], jid: str, gone: Collection[int]) -> str:
+    """
+    What Sidekiq logged of a job last: `start`, then `done` or `fail` (lib/sidekiq/job_logger.rb; a job that is pushed
+    back fails too). That a process began it which is gone by now is no news.
+    """
+    last = ""
+    for entry in said:
+        word = re.findall(r"\b(start|done|fail)\b", entry["message"]) if jid in entry["message"] else []
+        if word and not (word[-1] == "start" and entry["pid"] in gone):
+            last = word[-1]
+    return last
 
 
 def _short(one: dict[str, Any]) -> dict[str, Any]:

@@ -176,7 +176,7 @@ def refusal(service: str) -> str:
             client.set(_PROBE_KEY, "1", ex=1)
     except CommandExecutionError as err:
         # An ACL that keeps Sidekiq's user to Sidekiq's own keys says nothing about those.
-        return "" if "NOPERM" in str(err) or "No permissions" in str(err) else str(err)
+        return "" if type(err.__cause__).__name__ == "NoPermissionError" else str(err)
     return ""
 
 
@@ -232,6 +232,14 @@ def _asking(service: str) -> Iterator[Any]:
     except redis.AuthenticationError as err:
         raise CommandExecutionError(
             f"Redis refuses the login of {service}: {err}. Is the password of REDIS_URL the one that Redis has?"
+        ) from err
+    except redis.OutOfMemoryError as err:
+        raise CommandExecutionError(
+            f"The Redis of {service} is full, it has reached its maxmemory: raise that, or let the queues be worked off"
+        ) from err
+    except redis.ReadOnlyError as err:
+        raise CommandExecutionError(
+            f"The Redis of {service} is a replica and takes no writes: does REDIS_URL name the primary?"
         ) from err
     except redis.BusyLoadingError as err:
         raise CommandExecutionError(f"The Redis of {service} still loads its data: wait until it serves") from err

@@ -199,13 +199,14 @@ def journal(unit: str, since: float, secrets: list[str] | None = None) -> str:
 
         salt '*' sidekiq_units.journal sidekiq.service 1700000000
     """
-    lines = _journal([f"--lines={_JOURNAL_LINES}", f"--unit={unit}", f"--since=@{since:.3f}"])
+    entries = _journal([f"--lines={_JOURNAL_LINES}", f"--unit={unit}", f"--since=@{since:.3f}"])
+    lines = [entry["message"] for entry in entries]
     if not lines:
         return f"; its journal says nothing: journalctl --unit={unit}"
     return "; its journal ends with:\n" + _blot("\n".join(lines), secrets or [])
 
 
-def journal_about(units: list[str], since: float, words: list[str]) -> list[str]:
+def journal_about(units: list[str], since: float, words: list[str]) -> list[dict[str, Any]]:
     """
     What units said that contains one of some words.
 
@@ -216,7 +217,7 @@ def journal_about(units: list[str], since: float, words: list[str]) -> list[str]
     words
         Plain texts of letters, digits and spaces.
 
-    Returns the messages, oldest first.
+    Returns a list of ``{pid, message}``, oldest first.
 
     CLI Example:
 
@@ -654,27 +655,28 @@ def _resident(pid: int) -> int:
 # journald
 
 
-def _journal(options: list[str]) -> list[str]:
-    argv = [_tool("journalctl", "systemd"), "--no-pager", "--quiet", "--output=json", "--output-fields=MESSAGE", *options]
+def _journal(options: list[str]) -> list[dict[str, Any]]:
+    argv = [_tool("journalctl", "systemd"), "--no-pager", "--quiet", "--output=json", "--output-fields=MESSAGE,_PID", *options]
     answer = __salt__["cmd.run_all"](
         argv, python_shell=False, ignore_retcode=True, timeout=_JOURNAL_TIMEOUT, output_loglevel="quiet"
     )
-    return _journal_messages(answer["stdout"])
+    return _journal_entries(answer["stdout"])
 
 
-def _journal_messages(text: str) -> list[str]:
-    messages = []
+def _journal_entries(text: str) -> list[dict[str, Any]]:
+    entries = []
     for line in text.splitlines():
         try:
-            message = json.loads(line).get("MESSAGE")
-        except (ValueError, AttributeError):
+            fields = json.loads(line)
+            message, pid = fields.get("MESSAGE"), int(fields.get("_PID") or 0)
+        except (ValueError, TypeError, AttributeError):
             continue
         # A message that is not UTF-8 comes as a list of bytes (systemd's JOURNAL_EXPORT_FORMATS).
         if isinstance(message, list):
             message = bytes(message).decode("utf-8", "replace")
         if message:
-            messages.append(message)
-    return messages
+            entries.append({"pid": pid, "message": message})
+    return entries
 
 
 def _blot(text: str, secrets: list[str]) -> str:

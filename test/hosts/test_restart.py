@@ -231,7 +231,7 @@ def test_a_helper_that_is_killed_takes_nobody_with_it(host, step):
 @pytest.mark.parametrize("step", ["drain", pytest.param("prove the helper", marks=pytest.mark.soak)])
 def test_an_old_process_that_is_killed_is_told_with_its_jobs(host, step):
     app.redis(host, "del", *("started", "worked"))
-    app.enqueue(host, 3, 8)
+    app.enqueue(host, 3, 40)
     wait_for(lambda: app.redis(host, "hlen", "started") == "3", 20, "three long jobs begun")
     wait_for(lambda: len(salt_call(host, "sidekiq.jobs_in_flight", "sidekiq")) == 3, 20, "a beat that tells of them")
     call = Call(host)
@@ -297,9 +297,9 @@ UNWILLING = {
     "full": (
         ["redis-cli", "config", "set", "maxmemory", "1"],
         ["redis-cli", "config", "set", "maxmemory", "0"],
-        "OOM command not allowed",
+        "is full, it has reached its maxmemory",
     ),
-    "read-only": (["redis-cli", "replicaof", "127.0.0.1", "9"], ["redis-cli", "replicaof", "no", "one"], "read only replica"),
+    "read-only": (["redis-cli", "replicaof", "127.0.0.1", "9"], ["redis-cli", "replicaof", "no", "one"], "is a replica and takes no writes"),
     "another password": (
         ["redis-cli", "config", "set", "requirepass", "sesame-open"],
         ["redis-cli", "-a", "sesame-open", "config", "set", "requirepass", ""],
@@ -436,7 +436,7 @@ def test_calls_at_once_restart_once(host, count):
     call = "salt-call --local --out=json"
     script = (
         f"for n in $(seq {count}); do {call} sidekiq.restart sidekiq > /tmp/call-r$n 2>/dev/null & "
-        f"{call} state.single sidekiq.current sidekiq > /tmp/call-c$n 2>/dev/null & done; wait"
+        f"{call} state.apply redis_sidekiq.sidekiq concurrent=True > /tmp/call-c$n 2>/dev/null & done; wait"
     )
     host.run(["sh", "-c", script], timeout=500)
     records = [json.loads(host.run(["cat", f"/tmp/call-r{n}"]).stdout)["local"] for n in range(1, count + 1)]

@@ -333,6 +333,9 @@ class Host:
             if pid not in self.silent
         ]  # fmt: skip
 
+    def journal_about(self, units, since, words):
+        return [{"pid": pid, "message": line} for pid, line in self.said if any(word in line for word in words)]
+
     def threads(self, pid):
         return 0 if self.drains and f"TSTP {pid}" in self.acts else 5
 
@@ -354,7 +357,7 @@ class Host:
             "sidekiq_units.reset_failed": lambda unit: None,
             "sidekiq_units.reload_systemd": lambda: None,
             "sidekiq_units.journal": lambda unit, since, secrets: "; its journal ends with:\nboom",
-            "sidekiq_units.journal_about": lambda units, since, words: [line for line in self.said if any(w in line for w in words)],
+            "sidekiq_units.journal_about": self.journal_about,
             "sidekiq_units.available_memory": lambda: self.memory,
             "sidekiq_units.helper_name": lambda unit: "sidekiq-handover.service",
             "sidekiq_units.helper_exists": lambda unit: self.helper,
@@ -478,13 +481,16 @@ def job(jid, identity="web1:10:x"):
 @pytest.mark.parametrize(
     ("said", "places", "drains", "fate", "result"),
     [
-        (["class=Mail jid=aa INFO: done"], {}, True, "finished", True),
+        ([(10, "class=Mail jid=aa INFO: done")], {}, True, "finished", True),
+        ([(10, '{"pid":10,"lvl":"INFO","msg":"done","ctx":{"class":"Mail","jid":"aa"}}')], {}, False, "finished", True),
         ([], {}, True, "finished", True),
         ([], {"aa": "pushed back"}, False, "pushed back", True),
-        (["class=Mail jid=aa INFO: fail"], {"aa": "retry"}, True, "retry", True),
-        (["class=Mail jid=aa INFO: fail"], {}, True, "failed", True),
+        ([(10, "class=Mail jid=aa INFO: fail"), (11, "class=Mail jid=aa INFO: start")], {}, False, "pushed back", True),
+        ([(10, "class=Mail jid=aa INFO: fail")], {"aa": "retry"}, True, "retry", True),
+        ([(10, "class=Mail jid=aa INFO: fail")], {}, True, "failed", True),
+        ([(10, "class=Mail jid=aa INFO: start")], {}, False, "not found", False),
         ([], {}, False, "not found", False),
-        (["Failed to requeue 1 jobs: Connection refused"], {}, False, "not found", False),
+        ([(10, "Failed to requeue 1 jobs: Connection refused")], {}, False, "not found", False),
     ],
 )
 def test_each_job_in_work_has_a_fate(sidekiq, host, monkeypatch, said, places, drains, fate, result):
@@ -496,7 +502,7 @@ def test_each_job_in_work_has_a_fate(sidekiq, host, monkeypatch, said, places, d
     assert record["result"] is result
     if not result:
         assert "1 of 1 jobs in work were not found again: aa" in record["comment"]
-    assert ("Failed to requeue" in record["comment"]) is ("Failed" in "".join(said))
+    assert ("Failed to requeue" in record["comment"]) is ("Failed" in str(said))
 
 
 def test_a_process_that_was_started_since_is_left_alone(sidekiq, host):

@@ -175,18 +175,18 @@ def test_secrets_are_blotted_out_of_the_journal(units):
 
 def test_journal_lines_of_any_kind_are_read(units):
     lines = [
-        json.dumps({"MESSAGE": "plain"}),
+        json.dumps({"MESSAGE": "plain", "_PID": "7"}),
         json.dumps({"MESSAGE": list("grün\x1b[31m".encode())}),
         json.dumps({"MESSAGE": None}),
         json.dumps({"OTHER": "x"}),
         "[]",
         "not json",
     ]
-    assert units._journal_messages("\n".join(lines)) == ["plain", "grün\x1b[31m"]
+    assert units._journal_entries("\n".join(lines)) == [{"pid": 7, "message": "plain"}, {"pid": 0, "message": "grün\x1b[31m"}]
 
 
 def test_words_in_a_journals_search_are_no_pattern(units):
     assert units.journal_about(["sidekiq.service"], 1.0, []) == []
-    units.answers = [json.dumps({"MESSAGE": "a"})]
-    assert units.journal_about(["sidekiq.service"], 1.0, ["4e5c", "a.*(b"]) == ["a"]
+    units.answers = [json.dumps({"MESSAGE": "a", "_PID": "7"})]
+    assert units.journal_about(["sidekiq.service"], 1.0, ["4e5c", "a.*(b"]) == [{"pid": 7, "message": "a"}]
     assert "--grep=4e5c|a...b" in units.calls[0]
