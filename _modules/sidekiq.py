@@ -54,7 +54,7 @@ _REDIS_BUDGET = 30.0  # s for a Redis that is being restarted
 _SPARE_MEMORY = 64 << 20  # bytes left to the rest of the host beside a second process
 _ACCOUNT_TRIES = 3
 _CALL_AGE = 300.0  # s
-_NOT_FOUND = "not found"
+_NOT_FOUND, _FAILED = "not found", "failed"
 _LOSS = "Failed to requeue"  # lib/sidekiq/fetch.rb: the jobs it was about to push back are gone
 
 _UNIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9@_-]*")
@@ -977,7 +977,7 @@ class _Replacement:
         """What works, and is to be new."""
         with self.step("check"):
             self.check()
-            covered = self.is_covered()
+        covered = self.is_covered()
         self.entry["strategy"] = strategy if covered else self.possible(strategy)
         if self.entry["strategy"] == "handover" and not covered:
             self.raise_helper()
@@ -1028,14 +1028,19 @@ class _Replacement:
         self.known = {beat["identity"] for beat in _beats_or_why_not(self.wish)[0]}
 
     def is_covered(self) -> bool:
-        """A restart that was cut off left its helper at work: what it was made for goes on with it."""
+        """A restart that was cut off left its helper at work: what it was made for goes on with it, if it fetches jobs."""
         if not __salt__["sidekiq_units.helper_exists"](self.unit):
             return False
-        (helper,) = __salt__["sidekiq_units.facts"]([self.helper])
-        if helper["active"] == "active":
+        process = self.helper_process()
+        beat = self.beat_of(process)
+        if process and not process["stopping"] and not (beat and beat["quiet"]):
             return True
-        __salt__["sidekiq_units.helper_remove"](self.unit)
+        self.retire_helper()
         return False
+
+    def helper_process(self) -> dict[str, Any] | None:
+        (helper,) = __salt__["sidekiq_units.facts"]([self.helper])
+        return __salt__["sidekiq_units.process"](helper["pid"], helper["group"])
 
     def possible(self, strategy: str) -> str:
         """Two processes need the memory of two."""
@@ -1115,7 +1120,7 @@ class _Replacement:
 
     def is_drained(self, process: dict[str, Any]) -> bool:
         """A processor thread ends once it was told to be quiet and its job is done."""
-        return process["countable"] and self.is_there(process) and not self.threads(process)
+        return process.get("countable", False) and self.is_there(process) and not self.threads(process)
 
     def threads(self, process: dict[str, Any]) -> int:
         return __salt__["sidekiq_units.worker_threads"](process["pid"])
@@ -1251,8 +1256,7 @@ class _Replacement:
 
     def retire_helper(self) -> None:
         """The service's own process works again; the helper gives way as the old process did."""
-        (helper,) = __salt__["sidekiq_units.facts"]([self.helper])
-        process = __salt__["sidekiq_units.process"](helper["pid"], helper["group"])
+        process = self.helper_process()
         if process:
             with self.step("quiet the helper"):
                 self.quiet(process)
@@ -1299,15 +1303,19 @@ class _Replacement:
         with self.step("account"):
             self.redis_comes_back()
             for attempt in range(_ACCOUNT_TRIES):
+                # A job that was pushed back may be between queue and log just now, and looks like one that failed.
                 time.sleep(attempt)
                 self.judge()
-                lost = sorted(jid for jid, job in self.jobs.items() if job["fate"] == _NOT_FOUND)
-                if not lost:
+                if not self.with_fate(_NOT_FOUND) and not self.with_fate(_FAILED):
                     break
         for jid, job in self.jobs.items():
             self.record["jobs"][jid] = {key: job[key] for key in ("class", "queue", "fate")}
+        lost = self.with_fate(_NOT_FOUND)
         if lost:
             self.record["lossy"].append(f"{len(lost)} of {len(self.jobs)} jobs in work were not found again: {', '.join(lost)}")
+
+    def with_fate(self, fate: str) -> list[str]:
+        return sorted(jid for jid, job in self.jobs.items() if job["fate"] == fate)
 
     def judge(self) -> None:
         """Sidekiq's own log says what ended, Redis where the others are; and a drained process has finished all."""
@@ -1324,7 +1332,7 @@ class _Replacement:
             elif jid in places:
                 job["fate"] = places[jid]
             elif words[jid] == "fail":
-                job["fate"] = "failed"
+                job["fate"] = _FAILED
             elif job["identity"] in self.drained:
                 job["fate"] = "finished"
 

@@ -73,6 +73,11 @@ def working_directory(host: Host) -> str:
     return host.run(["readlink", f"/proc/{main_pid(host)}/cwd"]).stdout.strip()
 
 
+def is_restarting(host: Host) -> bool:
+    """Return whether a restart's helper works beside the service."""
+    return bool(host.run(["systemctl", "list-units", "--plain", "--no-legend", "sidekiq-handover*"]).stdout.strip())
+
+
 def banner(host: Host) -> dict[str, str]:
     """Return what runs on ``host``, a line each: Redis, Sidekiq, firewall, sudo."""
     info = dict(line.split(":", 1) for line in redis(host, "info", "server").splitlines() if ":" in line)

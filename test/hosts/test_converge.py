@@ -1,6 +1,7 @@
 """From a bare host to working Sidekiq, through a real master: announced, done, and done twice without a change."""
 
 import json
+import time
 
 import pytest
 
@@ -103,10 +104,16 @@ def test_jobs_are_worked_before_and_after_a_deploy_event(sites, image):
 
     old = app.main_pid(host)
     app.release(host, "2")
+    watch = site.master.host.popen(["salt-run", "state.event", "redis_sidekiq/restart/*", "count=3"])
+    time.sleep(3)
     site.master.fire("redis_sidekiq/deploy/app")
     wait_for(lambda: app.main_pid(host) not in ("0", old), 60, "the deploy event's restart")
     # A process that systemd has just made is not yet in its folder.
     wait_for(lambda: app.working_directory(host) == "/srv/app/releases/2", 20, "the new release at work")
+
+    wait_for(lambda: not app.is_restarting(host), 90, "the end of the restart")
+    # Who watches the master's bus sees the steps as they happen.
+    assert '"step": "look"' in watch.communicate(timeout=60)[0]
 
     app.enqueue(host, 500)
     wait_for(lambda: app.worked(host) == done + 1000, 60, "500 more jobs worked")

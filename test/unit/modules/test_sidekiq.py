@@ -466,6 +466,15 @@ def test_a_helper_of_a_cut_off_restart_is_what_the_next_one_goes_on_with(sidekiq
     assert (host.helper, host.guard) == (False, False)
 
 
+def test_a_helper_that_was_told_to_be_quiet_covers_nobody(sidekiq, host):
+    host.helper = True
+    host.running["sidekiq-handover.service"], host.started[9] = 9, host.now - 5
+    host.acts.append("TSTP 9")
+    record = sidekiq.restart("sidekiq")
+    assert record["result"] is True
+    assert host.acts == ["TSTP 9", "TSTP 9", "stop sidekiq-handover.service", *HANDOVER]
+
+
 def test_a_helper_that_is_left_beside_a_good_process_is_retired(sidekiq, host):
     host.helper = True
     host.running["sidekiq-handover.service"], host.started[9] = 9, host.now - 5
