@@ -1000,8 +1000,11 @@ class _Replacement:
             self.quiet(self.old["process"])
         with self.step("drain"):
             self.drain(self.old["process"], self.wish["drain_timeout"])
-        with self.step("stop"):
-            self.stop(self.unit, self.old["process"])
+        # One that was killed meanwhile has a successor already, systemd's: nothing to stop there.
+        (facts,) = __salt__["sidekiq_units.facts"]([self.unit])
+        if facts["pid"] == self.old["pid"]:
+            with self.step("stop"):
+                self.stop(self.unit, self.old["process"])
         with self.step("start"):
             self.start()
         self.entry["gap"] = 0.0 if covered else round(self.works_at - self.quiet_at, 3)
@@ -1270,19 +1273,18 @@ class _Replacement:
         """Something failed after the old process was told to be quiet: a process has to work in the end."""
         with self.step("rescue"):
             (facts,) = __salt__["sidekiq_units.facts"]([self.unit])
-            if facts["active"] == "active" and facts["pid"] != self.old["pid"]:
-                self.warn(f"{self.unit} runs, pid {facts['pid']}")
-                return
             if facts["active"] == "activating":
                 self.warn(f"systemd goes on trying to start {self.unit}")
                 return
-            try:
-                __salt__["sidekiq_units.restart"](self.unit)
-            except CommandExecutionError as err:
-                self.warn(f"{self.unit} could not be started: {err}. systemd goes on trying")
-                return
-            (facts,) = __salt__["sidekiq_units.facts"]([self.unit])
-            self.warn(f"{self.unit} was started again in systemd's own way, pid {facts['pid']}")
+            if facts["active"] != "active" or facts["pid"] == self.old["pid"]:
+                try:
+                    __salt__["sidekiq_units.restart"](self.unit)
+                except CommandExecutionError as err:
+                    self.warn(f"{self.unit} could not be started: {err}. systemd goes on trying")
+                    return
+                (facts,) = __salt__["sidekiq_units.facts"]([self.unit])
+                self.warn(f"{self.unit} was started again in systemd's own way, pid {facts['pid']}")
+            # Only now that the service's own process runs.
             if __salt__["sidekiq_units.helper_exists"](self.unit):
                 self.drop_helper()
 
@@ -1319,7 +1321,9 @@ class _Replacement:
 
     def judge(self) -> None:
         """Sidekiq's own log says what ended, Redis where the others are; and a drained process has finished all."""
-        said = __salt__["sidekiq_units.journal_about"]([self.unit, self.helper], self.made - 1, sorted(self.jobs))
+        # Jobs are known as of a beat, and may have ended between that and this call.
+        since = self.made - _FRESH
+        said = __salt__["sidekiq_units.journal_about"]([self.unit, self.helper], since, sorted(self.jobs))
         words = {jid: _last_word(said, jid, self.gone_pids) for jid in self.jobs}
         names = sorted({job["queue"].removeprefix("queue:") for job in self.jobs.values()})
         unsaid = [jid for jid, word in words.items() if word not in ("done", "start")]

@@ -212,14 +212,14 @@ def test_a_handover_whose_minion_is_killed_leaves_a_process_at_work(host, step):
 
 @pytest.mark.soak
 @on_both
-@pytest.mark.parametrize("step", ["prove the helper", "drain", "prove"])
+@pytest.mark.parametrize("step", STEPS[1:])
 def test_a_helper_that_is_killed_takes_nobody_with_it(host, step):
     before = app.main_pid(host)
     app.enqueue(host, 3, 6)
     deploy(host)
     call = Call(host)
     call.wait_for_step(step)
-    host.run(["systemctl", "kill", "--signal=KILL", "sidekiq-handover"])
+    host.run(["systemctl", "kill", "--signal=KILL", "sidekiq-handover"], check=False)
     record = call.result()
     if step == "prove the helper":
         assert record["result"] is False and "still works as before" in record["comment"], record
@@ -228,15 +228,24 @@ def test_a_helper_that_is_killed_takes_nobody_with_it(host, step):
 
 
 @on_one
-@pytest.mark.parametrize("step", ["drain", pytest.param("prove the helper", marks=pytest.mark.soak)])
+@pytest.mark.parametrize("step", some(STEPS[: STEPS.index("stop")], "drain"))
 def test_an_old_process_that_is_killed_is_told_with_its_jobs(host, step):
-    app.redis(host, "del", *("started", "worked"))
-    app.enqueue(host, 3, 40)
-    wait_for(lambda: app.redis(host, "hlen", "started") == "3", 20, "three long jobs begun")
+    old_process_is_killed(host, step, "handover")
+
+
+@pytest.mark.soak
+@on_both
+@pytest.mark.parametrize("step", ["quiet", "drain"])
+def test_a_draining_process_that_is_killed_is_told_with_its_jobs(host, step):
+    old_process_is_killed(host, step, "drain")
+
+
+def old_process_is_killed(host: Host, step: str, strategy: str) -> None:
+    app.redis(host, "del", "started", "worked")
+    begun = app.enqueue(host, 3, 40)
     wait_for(lambda: len(salt_call(host, "sidekiq.jobs_in_flight", "sidekiq")) == 3, 20, "a beat that tells of them")
-    call = Call(host)
+    call = Call(host, "sidekiq.restart", "sidekiq", f"strategy={strategy}")
     call.wait_for_step(step)
-    begun = app.redis(host, "hkeys", "started").split()
     host.run(["kill", "-KILL", app.main_pid(host)])
     record = call.result()
     # Open-source Sidekiq itself cannot keep the jobs of a process that is killed; the record says which.

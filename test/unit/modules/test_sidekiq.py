@@ -457,6 +457,20 @@ def test_what_fails_after_the_old_process_is_quiet_ends_in_a_running_process(sid
     assert "was started again in systemd's own way, pid 11" in record["comment"]
 
 
+def test_a_process_that_is_killed_meanwhile_has_a_successor_that_is_left_alone(sidekiq, host):
+    def killed(pid, ticks, name):
+        if pid == 10:
+            host.running["sidekiq.service"], host.started[99] = 99, time.time()
+        return host.signal(pid, ticks, name)
+
+    sidekiq.__salt__["sidekiq_units.signal"] = killed
+    sidekiq.__salt__["sidekiq_units.start"] = lambda unit: unit == "sidekiq.service" or host.start(unit)
+    record = sidekiq.restart("sidekiq")
+    assert record["result"] is True, record
+    assert host.acts == ["start sidekiq-handover.service", "TSTP 10", "TSTP 11", "stop sidekiq-handover.service"]
+    assert host.running == {"sidekiq.service": 99} and record["processes"][0]["new"]["pid"] == 99
+
+
 def test_a_helper_of_a_cut_off_restart_is_what_the_next_one_goes_on_with(sidekiq, host):
     host.helper, host.guard = True, True
     host.running["sidekiq-handover.service"], host.started[9] = 9, host.now - 5
