@@ -38,6 +38,11 @@ def outside(host: Host) -> str:
     return folder
 
 
+def is_whole(host: Host) -> bool:
+    """Return whether `current` is a release of the unbroken app, so that no test has to deploy one first."""
+    return host.run(["cmp", f"{outside(host)}/worker.rb", f"{HOME}/current/worker.rb"], check=False).returncode == 0
+
+
 def reactor_config(minion: str) -> str:
     """Return the shipped example of the master's configuration, with ``minion`` as the app's only host."""
     return (REPO / "docs/examples/master.d/redis_sidekiq.conf").read_text().replace("web1.example.org", minion)
