@@ -475,8 +475,7 @@ def guard_arm(unit: str, lock: str) -> None:
     _put(
         os.path.join(_RUNTIME_DIR, name),
         f"[Unit]\nDescription=Restarts {unit} should its restart be cut off\n[Service]\nType=oneshot\n"
-        # It is told to go in each restart that goes well.
-        "SuccessExitStatus=SIGTERM\n"
+        # No SuccessExitStatus= for the TERM that takes the guard away: systemd would go on with the next command.
         f"ExecStart={_tool('flock', 'util-linux')} {lock} {systemctl} restart {unit}\n"
         f"ExecStart=-{systemctl} stop {helper_name(unit)}\n",
     )
