@@ -1043,7 +1043,7 @@ class _Replacement:
 
     def helper_process(self) -> dict[str, Any] | None:
         (helper,) = __salt__["sidekiq_units.facts"]([self.helper])
-        return __salt__["sidekiq_units.process"](helper["pid"], helper["group"])
+        return __salt__["sidekiq_units.process"](helper["pid"], helper["group"]) if helper["active"] == "active" else None
 
     def possible(self, strategy: str) -> str:
         """Two processes need the memory of two."""
