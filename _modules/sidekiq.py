@@ -1043,7 +1043,9 @@ class _Replacement:
 
     def helper_process(self) -> dict[str, Any] | None:
         (helper,) = __salt__["sidekiq_units.facts"]([self.helper])
-        return __salt__["sidekiq_units.process"](helper["pid"], helper["group"]) if helper["active"] == "active" else None
+        return (
+            __salt__["sidekiq_units.process"](helper["pid"], helper["group"]) if helper["active"] == "active" else None
+        )
 
     def possible(self, strategy: str) -> str:
         """Two processes need the memory of two."""
@@ -1169,7 +1171,9 @@ class _Replacement:
             if not refusal:
                 return
             if time.monotonic() > until:
-                self.warn(f"{self.unit} was stopped with jobs in work although they could not be pushed back. {refusal}")
+                self.warn(
+                    f"{self.unit} was stopped with jobs in work although they could not be pushed back. {refusal}"
+                )
                 return
             time.sleep(1)
 
@@ -1237,7 +1241,9 @@ class _Replacement:
                 f"app connect elsewhere? Then set `redis: ''` for this service{self.journal(facts['unit'])}"
             )
         if strict:
-            raise CommandExecutionError(f"{facts['unit']} runs as pid {facts['pid']}, and is not proven to work. {error}")
+            raise CommandExecutionError(
+                f"{facts['unit']} runs as pid {facts['pid']}, and is not proven to work. {error}"
+            )
         self.warn(f"{facts['unit']} works, but its heartbeat was not seen. {error}")
 
     def new_beat(self, facts: dict[str, Any], count: int, patient: bool) -> tuple[dict[str, Any] | None, str]:
@@ -1314,7 +1320,9 @@ class _Replacement:
             self.record["jobs"][jid] = {key: job[key] for key in ("class", "queue", "fate")}
         lost = self.with_fate(_NOT_FOUND)
         if lost:
-            self.record["lossy"].append(f"{len(lost)} of {len(self.jobs)} jobs in work were not found again: {', '.join(lost)}")
+            self.record["lossy"].append(
+                f"{len(lost)} of {len(self.jobs)} jobs in work were not found again: {', '.join(lost)}"
+            )
 
     def with_fate(self, fate: str) -> list[str]:
         return sorted(jid for jid, job in self.jobs.items() if job["fate"] == fate)
@@ -1397,7 +1405,9 @@ def _ready(record: dict[str, Any], wish: dict[str, Any]) -> list[dict[str, Any]]
                     one["stale"].append("it runs with an older unit")
         for one in looked:
             if not one["loaded"]:
-                reason = "is masked: systemctl unmask it" if one["masked"] else "is not on this host: apply redis_sidekiq"
+                reason = (
+                    "is masked: systemctl unmask it" if one["masked"] else "is not on this host: apply redis_sidekiq"
+                )
                 raise CommandExecutionError(f"{one['unit']} {reason} first")
         if not os.path.exists(wish["current"]):
             raise CommandExecutionError(f"There is no release at {wish['current']}: deploy one first")
@@ -1480,7 +1490,11 @@ def _step(record: dict[str, Any], name: str, unit: str = "") -> Iterator[None]:
 def _tell_step(record: dict[str, Any], step: dict[str, str]) -> None:
     """Whoever watches sees the steps as they happen: a person at salt-call, or the master's event bus."""
     if __opts__.get("__cli") == "salt-call":
-        print(f"{time.strftime('%H:%M:%S')} {step['unit'] or record['service']}: {step['step']}", file=sys.stderr, flush=True)
+        print(
+            f"{time.strftime('%H:%M:%S')} {step['unit'] or record['service']}: {step['step']}",
+            file=sys.stderr,
+            flush=True,
+        )
     elif __opts__.get("__cli") == "salt-minion":
         # By way of the minion, which neither waits for the master nor fails with it (salt/modules/event.py).
         __salt__["event.fire_master"](step, f"redis_sidekiq/{record['act']}/{record['service']}")
@@ -1589,7 +1603,7 @@ def _granted(user: str, units: list[str], verbs: list[str]) -> list[list[str]]:
     wrong = [verb for verb in verbs if verb not in VERBS]
     if wrong or not verbs:
         raise SaltInvocationError(f"Only these verbs can be granted: {', '.join(VERBS)}; found {wrong or 'none'}")
-    names = [unit[: -len(".service")] if unit.endswith(".service") else unit for unit in units]
+    names = [unit.removesuffix(".service") for unit in units]
     for name in names:
         if not _UNIT_NAME.fullmatch(name):
             raise SaltInvocationError(f"{name!r} is no name of a unit that can be granted: letters, digits, @, - and _")
@@ -1793,4 +1807,3 @@ def _sync_folder(folder: str) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-

@@ -9,6 +9,7 @@ is read here, in this process, and is part of no argument, no return and no erro
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import time
 from typing import TYPE_CHECKING, Any
@@ -266,7 +267,9 @@ def _client(service: str) -> Any:
         from redis.backoff import NoBackoff
         from redis.retry import Retry
     except ImportError:
-        raise CommandExecutionError("Salt's Python has no module redis: apply redis_sidekiq, or pip.install it") from None
+        raise CommandExecutionError(
+            "Salt's Python has no module redis: apply redis_sidekiq, or pip.install it"
+        ) from None
     extra = {"ssl_ca_certs": env["SSL_CERT_FILE"]} if url.startswith("rediss:") and env.get("SSL_CERT_FILE") else {}
     return redis.Redis.from_url(
         url,
@@ -339,12 +342,7 @@ def _latency(oldest: str | None) -> float:
 
 
 def _members(client: Any, key: str) -> Iterator[str]:
-    seen = 0
-    for member, _ in client.zscan_iter(key, count=1000):
-        yield member
-        seen += 1
-        if seen >= _SCAN_LIMIT:
-            return
+    return (member for member, _ in itertools.islice(client.zscan_iter(key, count=1000), _SCAN_LIMIT))
 
 
 def _note(places: dict[str, str], jids: list[str], payloads: Any, place: str) -> None:

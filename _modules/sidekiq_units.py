@@ -655,7 +655,14 @@ def _resident(pid: int) -> int:
 
 
 def _journal(options: list[str]) -> list[dict[str, Any]]:
-    argv = [_tool("journalctl", "systemd"), "--no-pager", "--quiet", "--output=json", "--output-fields=MESSAGE,_PID", *options]
+    argv = [
+        _tool("journalctl", "systemd"),
+        "--no-pager",
+        "--quiet",
+        "--output=json",
+        "--output-fields=MESSAGE,_PID",
+        *options,
+    ]
     answer = __salt__["cmd.run_all"](
         argv, python_shell=False, ignore_retcode=True, timeout=_JOURNAL_TIMEOUT, output_loglevel="quiet"
     )

@@ -92,7 +92,9 @@ def _restart(host: Host, way: str) -> float:
         assert record["result"], json.dumps(record, indent=1)
         return next(step["seconds"] for step in record["steps"] if step["step"] == "start")
     host.run(["systemctl", "restart", "sidekiq"], timeout=120)
-    facts = host.run(["systemctl", "show", "--property=ExecMainStartTimestampMonotonic,ActiveEnterTimestampMonotonic", "sidekiq"])
+    facts = host.run(
+        ["systemctl", "show", "--property=ExecMainStartTimestampMonotonic,ActiveEnterTimestampMonotonic", "sidekiq"]
+    )
     moments = dict(line.split("=") for line in facts.stdout.split())
     return (int(moments["ActiveEnterTimestampMonotonic"]) - int(moments["ExecMainStartTimestampMonotonic"])) / 1e6
 
@@ -116,7 +118,9 @@ def picture(ways: dict[str, Way]) -> str:
         base, most = row * (height + top + 20) + top + height, max(max(counts), 1)
         parts.append(f'<text x="{left}" y="{base - height - 8}">{WAYS[name]}: longest gap {way.gaps[0]:.2f} s</text>')
         bars = "".join(
-            f"M{left + slot * step:.1f} {base}v{-count / most * height:.1f}" for slot, count in enumerate(counts) if count
+            f"M{left + slot * step:.1f} {base}v{-count / most * height:.1f}"
+            for slot, count in enumerate(counts)
+            if count
         )
         parts.append(f'<path d="{bars}" stroke="#3b7" stroke-width="{step:.2f}"/>')
         parts.append(f'<path d="M{left} {base}H{width - left}" stroke="#888"/>')

@@ -57,7 +57,9 @@ def load(host: Host, depth: int = 200, even: bool = False, settle: float = 90):
     app.redis(host, "del", *TRACES)
     folder = app.outside(host)
     words = f"{depth} {'even' if even else 'mixed'}"
-    producer = host.popen(["sh", "-c", f"cd {folder} && exec bundle exec ruby load.rb {words} > /tmp/load.count"], user="deploy")
+    producer = host.popen(
+        ["sh", "-c", f"cd {folder} && exec bundle exec ruby load.rb {words} > /tmp/load.count"], user="deploy"
+    )
     wait_for(lambda: int(app.redis(host, "zcard", "ends")) > 100, 60, "jobs worked under load")
     verdict = Verdict()
     try:
@@ -97,5 +99,8 @@ def _counts(host: Host, key: str) -> dict[str, int]:
 
 def _is_done(host: Host) -> bool:
     """A job in work is in none of these."""
-    ended = sum(int(app.redis(host, command, key)) for command, key in (("scard", "worked"), ("zcard", "retry"), ("zcard", "dead")))
+    ended = sum(
+        int(app.redis(host, command, key))
+        for command, key in (("scard", "worked"), ("zcard", "retry"), ("zcard", "dead"))
+    )
     return ended >= int(app.redis(host, "scard", "enqueued"))

@@ -156,7 +156,10 @@ def test_a_deployed_release_is_announced_then_worked_then_left_alone(host):
     new = deploy(host)
     announced = apply_locally(host, SLS, test=True).assert_ok()
     assert announced.pending == ["Sidekiq service sidekiq works"]
-    assert f"it works in {old}, and {app.HOME}/current is {new}" in announced.states["Sidekiq service sidekiq works"]["comment"]
+    assert (
+        f"it works in {old}, and {app.HOME}/current is {new}"
+        in announced.states["Sidekiq service sidekiq works"]["comment"]
+    )
     assert app.main_pid(host) == before
     changed = apply_locally(host, SLS).assert_ok().changed["Sidekiq service sidekiq works"]
     assert changed["sidekiq.service pid"] == {"old": int(before), "new": int(app.main_pid(host))}
@@ -202,7 +205,14 @@ def test_a_handover_whose_minion_is_killed_leaves_a_process_at_work(host, step):
     host.run(["systemctl", "reset-failed"])
     app.enqueue(host, 3, 6)
     deploy(host)
-    run = ["systemd-run", "--unit=minion", "--collect", "sh", "-c", "exec salt-call --local sidekiq.restart sidekiq 2>/tmp/steps"]
+    run = [
+        "systemd-run",
+        "--unit=minion",
+        "--collect",
+        "sh",
+        "-c",
+        "exec salt-call --local sidekiq.restart sidekiq 2>/tmp/steps",
+    ]
     host.run(["rm", "-f", "/tmp/steps"])
     host.run(run)
     wait_for(lambda: f": {step}\n" in host.run(["cat", "/tmp/steps"], check=False).stdout, 120, step)
@@ -308,7 +318,11 @@ UNWILLING = {
         ["redis-cli", "config", "set", "maxmemory", "0"],
         "is full, it has reached its maxmemory",
     ),
-    "read-only": (["redis-cli", "replicaof", "127.0.0.1", "9"], ["redis-cli", "replicaof", "no", "one"], "is a replica and takes no writes"),
+    "read-only": (
+        ["redis-cli", "replicaof", "127.0.0.1", "9"],
+        ["redis-cli", "replicaof", "no", "one"],
+        "is a replica and takes no writes",
+    ),
     "another password": (
         ["redis-cli", "config", "set", "requirepass", "sesame-open"],
         ["redis-cli", "-a", "sesame-open", "config", "set", "requirepass", ""],
@@ -417,7 +431,7 @@ def test_a_job_that_ignores_the_timeout_is_told(host):
 @pytest.mark.soak
 @on_both
 def test_a_wrapper_that_does_not_exec_is_told_and_loses_nothing(host):
-    wrapper = "#!/bin/bash\n/usr/bin/bundle exec sidekiq \"$@\"\n"
+    wrapper = '#!/bin/bash\n/usr/bin/bundle exec sidekiq "$@"\n'
     host.write("/srv/wrapper.sh", wrapper, mode=0o755)
     put_pillar(host, sidekiq_pillar(command=["/srv/wrapper.sh"]))
     apply_locally(host, SLS).assert_ok()
@@ -488,9 +502,18 @@ def test_no_process_is_taken_for_another(host):
     }
     try:
         for identity, started in fakes.items():
-            info = {"hostname": name, "started_at": started, "pid": int(pid), "tag": "", "concurrency": 10, "queues": ["default"]}
+            info = {
+                "hostname": name,
+                "started_at": started,
+                "pid": int(pid),
+                "tag": "",
+                "concurrency": 10,
+                "queues": ["default"],
+            }
             app.redis(host, "sadd", "processes", identity)
-            app.redis(host, "hset", identity, "info", json.dumps(info), "busy", "0", "quiet", "true", "beat", str(started))
+            app.redis(
+                host, "hset", identity, "info", json.dumps(info), "busy", "0", "quiet", "true", "beat", str(started)
+            )
             app.redis(host, "expire", identity, "60")
         (one,) = salt_call(host, "sidekiq.status", "sidekiq")["processes"]
         assert one["heartbeat"]["identity"] == true["identity"]
@@ -547,7 +570,11 @@ def test_facts_are_told_as_data(host):
     (queue,) = [each for each in salt_call(host, "sidekiq.queues", "sidekiq") if each["name"] == "default"]
     assert queue["size"] in (0, 1, 2)
     (process,) = salt_call(host, "sidekiq.processes")
-    assert (process["unit"], process["release"], process["concurrency"]) == ("sidekiq.service", app.working_directory(host), 10)
+    assert (process["unit"], process["release"], process["concurrency"]) == (
+        "sidekiq.service",
+        app.working_directory(host),
+        10,
+    )
     stats = salt_call(host, "sidekiq.stats", "sidekiq")
     assert stats["processes"] == 1 and stats["processed"] > 0
     assert salt_call(host, "sidekiq.stale") == []

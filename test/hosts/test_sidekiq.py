@@ -7,6 +7,7 @@ import json
 import time
 
 import pytest
+
 from test.hosts import app
 from test.hosts.conftest import sidekiq_pillar
 from test.hosts.harness.host import Host
@@ -94,7 +95,9 @@ def test_a_second_run_changes_nothing_and_asks_systemd_once(host):
     apply_locally(host, SLS).assert_unchanged()
     assert app.main_pid(host) == before
     trace = "strace -f -qq -e trace=execve -e signal=none -o /tmp/trace salt-call --local state.apply"
-    host.run(["sh", "-c", f"which strace >/dev/null || apt-get install -y strace; {trace} {SLS} > /dev/null"], timeout=300)
+    host.run(
+        ["sh", "-c", f"which strace >/dev/null || apt-get install -y strace; {trace} {SLS} > /dev/null"], timeout=300
+    )
     ran = [line for line in host.run(["cat", "/tmp/trace"]).stdout.splitlines() if line.endswith("= 0")]
     assert len([line for line in ran if '/systemctl"' in line and '"show"' in line]) == 1
     assert len([line for line in ran if '/sudo"' in line]) == 1
@@ -105,7 +108,9 @@ def test_secrets_are_nowhere_to_be_seen(host):
     run = apply_locally(host, SLS)
     record = restart(host)
     public = json.dumps([run.states, record]) + show(host, "Environment")
-    public += host.run(["sh", "-c", "cat /etc/systemd/system/sidekiq.service; cat /proc/[0-9]*/cmdline | tr '\\0' ' '"]).stdout
+    public += host.run(
+        ["sh", "-c", "cat /etc/systemd/system/sidekiq.service; cat /proc/[0-9]*/cmdline | tr '\\0' ' '"]
+    ).stdout
     assert "sesame" not in public
     assert host.run(["cat", "/etc/sidekiq/sidekiq.env"], user="deploy", check=False).returncode != 0
     environ = host.run(["cat", f"/proc/{app.main_pid(host)}/environ"]).stdout
@@ -143,7 +148,10 @@ def test_a_restart_tells_what_it_saw(host):
 BROKEN = {
     "a syntax error": ("def x(", "did not start"),
     "a missing gem": ('require "no_such_gem"', "no_such_gem"),
-    "an exit right after the start": ('Thread.new { sleep 1.5; warn "bye"; exit!(3) } if $0.include?("sidekiq")', "soon after its start"),
+    "an exit right after the start": (
+        'Thread.new { sleep 1.5; warn "bye"; exit!(3) } if $0.include?("sidekiq")',
+        "soon after its start",
+    ),
     "a boot that hangs": ("sleep 1000", "did not start"),
     "another Redis": (
         'Sidekiq.configure_server { |c| c.redis = {url: "redis://127.0.0.1:6379/5"} }',
@@ -154,7 +162,9 @@ BROKEN = {
 
 
 @on_one
-@pytest.mark.parametrize("kind", [pytest.param(kind, marks=() if "secret" in kind else pytest.mark.soak) for kind in BROKEN])
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=() if "secret" in kind else pytest.mark.soak) for kind in BROKEN]
+)
 def test_a_broken_release_is_told_and_works_again_when_it_is_mended(host, kind):
     ruby, sentence = BROKEN[kind]
     append(host, ruby)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import xml.etree.ElementTree as ElementTree
+from xml.etree import ElementTree
 
 from test.hosts.bench_restarts import WAYS, Way, picture
 from test.hosts.load import Verdict

@@ -31,7 +31,9 @@ class Server:
 
     def start(self, *words: str, wait: bool = True) -> None:
         argv = [self.program, "--port", str(self.port), "--unixsocket", str(self.socket), "--dir", str(self.folder)]
-        self.process = subprocess.Popen([*argv, "--save", "", *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen(
+            [*argv, "--save", "", *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         wait_for(self.listens, 20, "a Redis that listens")
 
     def listens(self) -> bool:
@@ -62,7 +64,9 @@ def server(redis_build, open_folder):
 def ask(load):
     """The module; ``ask(url)`` gives the service's environment another REDIS_URL."""
     module, env = load("_modules/sidekiq_redis.py"), {}
-    module.__salt__ = {"redis_sidekiq.settings": lambda reveal: {"sidekiq": {"services": [{"name": "app", "env": env}]}}}
+    module.__salt__ = {
+        "redis_sidekiq.settings": lambda reveal: {"sidekiq": {"services": [{"name": "app", "env": env}]}}
+    }
 
     def _ask(url: str, **more):
         env.clear()
@@ -76,7 +80,9 @@ def fill(client) -> None:
     """One process, one job in work, one that waits, one to be tried again."""
     info = {"hostname": "web1", "started_at": 1.0, "pid": 7, "tag": "app", "concurrency": 5, "queues": ["default"]}
     client.sadd("processes", "web1:7:abc", "web1:8:gone")
-    client.hset("web1:7:abc", mapping={"info": json.dumps(info), "busy": 1, "quiet": "false", "beat": time.time(), "rss": 5})
+    client.hset(
+        "web1:7:abc", mapping={"info": json.dumps(info), "busy": 1, "quiet": "false", "beat": time.time(), "rss": 5}
+    )
     client.expire("web1:7:abc", 60)
     payload = {"jid": "aaaaaaaaaaaaaaaaaaaaaaaa", "class": "Mail", "args": ["sesame"], "enqueued_at": time.time() - 3}
     work = {"queue": "queue:default", "payload": json.dumps(payload), "run_at": time.time()}
@@ -103,7 +109,14 @@ def test_it_is_asked_by_port_database_password_user_and_socket(server, ask):
     server.start("--requirepass", "sesame-open", "--databases", "16")
     fill(server.client(password="sesame-open", db=3))
     client = server.client(password="sesame-open")
-    client.acl_setuser("worker", enabled=True, passwords=["+open-sesame"], keys=["*"], categories=["+@all", "-@admin", "-@dangerous"], commands=["+info"])
+    client.acl_setuser(
+        "worker",
+        enabled=True,
+        passwords=["+open-sesame"],
+        keys=["*"],
+        categories=["+@all", "-@admin", "-@dangerous"],
+        commands=["+info"],
+    )
     assert_told(ask(f"redis://:sesame-open@127.0.0.1:{server.port}/3"))
     assert_told(ask(f"redis://worker:open-sesame@127.0.0.1:{server.port}/3"))
     assert_told(ask(f"unix://worker:open-sesame@{server.socket}?db=3"))
@@ -160,7 +173,11 @@ def test_jobs_are_found_where_they_are(server, ask):
     fill(server.client())
     module = ask(f"redis://127.0.0.1:{server.port}/0")
     jids = [letter * 24 for letter in "abcd"]
-    assert module.find("app", jids, ["default"], []) == {"a" * 24: "pushed back", "b" * 24: "pushed back", "c" * 24: "retry"}
+    assert module.find("app", jids, ["default"], []) == {
+        "a" * 24: "pushed back",
+        "b" * 24: "pushed back",
+        "c" * 24: "retry",
+    }
     # What a process that has ended said of its work is no place.
     assert "a" * 24 not in module.find("app", jids, ["default"], ["web1:7:abc"])
 
@@ -208,4 +225,7 @@ def test_a_redis_that_loads_its_data_is_told(server, ask):
     client.shutdown(nosave=True)
     server.process.wait(10)
     server.start("--key-load-delay", "5000", "--loading-process-events-interval-bytes", "1024")
-    assert ask(f"redis://127.0.0.1:{server.port}/0").refusal("app") == "The Redis of app still loads its data: wait until it serves"
+    assert (
+        ask(f"redis://127.0.0.1:{server.port}/0").refusal("app")
+        == "The Redis of app still loads its data: wait until it serves"
+    )

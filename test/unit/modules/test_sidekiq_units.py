@@ -57,12 +57,18 @@ def test_a_systemd_that_does_not_answer_is_told(units):
         units.facts(["sidekiq.service"])
 
 
-@pytest.mark.parametrize(("unit", "folder"), [("sidekiq", "sidekiq"), ("sidekiq@2", "sidekiq@2"), ("sidekiq@2", "sidekiq@")])
+@pytest.mark.parametrize(
+    ("unit", "folder"), [("sidekiq", "sidekiq"), ("sidekiq@2", "sidekiq@2"), ("sidekiq@2", "sidekiq@")]
+)
 def test_a_drop_in_that_systemd_has_not_seen_wants_a_reload(units, tmp_path, unit, folder):
     drop_in = tmp_path / "etc" / f"{folder}.service.d" / "local.conf"
     drop_in.parent.mkdir(parents=True)
     (drop_in.parent / "readme").touch()
-    units.answers = [SHOWN.format(pid=1, drop_ins=""), SHOWN.format(pid=1, drop_ins=""), SHOWN.format(pid=1, drop_ins=drop_in)]
+    units.answers = [
+        SHOWN.format(pid=1, drop_ins=""),
+        SHOWN.format(pid=1, drop_ins=""),
+        SHOWN.format(pid=1, drop_ins=drop_in),
+    ]
     (before,) = units.facts([f"{unit}.service"])
     drop_in.touch()
     (unseen,), (seen,) = units.facts([f"{unit}.service"]), units.facts([f"{unit}.service"])
@@ -136,7 +142,11 @@ def test_a_helper_keeps_the_instance(units, unit, helper):
 
 
 def test_a_helper_has_the_units_text_and_drop_ins_and_goes_without_a_trace(units, tmp_path):
-    fragment, local, general = tmp_path / "sidekiq.service", tmp_path / "a" / "local.conf", tmp_path / "service.d" / "x.conf"
+    fragment, local, general = (
+        tmp_path / "sidekiq.service",
+        tmp_path / "a" / "local.conf",
+        tmp_path / "service.d" / "x.conf",
+    )
     for path in (fragment, local, general):
         path.parent.mkdir(exist_ok=True)
         path.write_text(path.name)
@@ -182,7 +192,10 @@ def test_journal_lines_of_any_kind_are_read(units):
         "[]",
         "not json",
     ]
-    assert units._journal_entries("\n".join(lines)) == [{"pid": 7, "message": "plain"}, {"pid": 0, "message": "grün\x1b[31m"}]
+    assert units._journal_entries("\n".join(lines)) == [
+        {"pid": 7, "message": "plain"},
+        {"pid": 0, "message": "grün\x1b[31m"},
+    ]
 
 
 def test_words_in_a_journals_search_are_no_pattern(units):

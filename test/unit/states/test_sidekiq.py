@@ -38,7 +38,10 @@ def state(load):
 
     module.__salt__ = {
         "sidekiq.status": lambda name, **kwargs: module.facts.pop(0) if len(module.facts) > 1 else module.facts[0],
-        **{name: act(name) for name in ("sidekiq.restart", "sidekiq.retire", "service.enable", "sidekiq_units.reload_systemd")},
+        **{
+            name: act(name)
+            for name in ("sidekiq.restart", "sidekiq.retire", "service.enable", "sidekiq_units.reload_systemd")
+        },
     }
     return module
 
@@ -158,7 +161,13 @@ def test_no_state_raises(state, error):
         raise error("a sentence")
 
     state.__salt__ = dict.fromkeys(
-        ["sidekiq.status", "sidekiq.environment_diff", "sidekiq.sudoers_text", "sidekiq.file_facts", "sidekiq.folder_entries"],
+        [
+            "sidekiq.status",
+            "sidekiq.environment_diff",
+            "sidekiq.sudoers_text",
+            "sidekiq.file_facts",
+            "sidekiq.folder_entries",
+        ],
         fail,
     )
     for ret in (
