@@ -368,16 +368,21 @@ def test_redis_restarts_in_the_middle(host, step):
 
 @pytest.mark.soak
 @on_both
-@pytest.mark.parametrize("step", ["quiet", "drain", "start"])
-def test_redis_stops_in_the_middle(host, step):
+@pytest.mark.parametrize(
+    ("kind", "step"), [("down", "quiet"), ("down", "start"), *((kind, "drain") for kind in UNWILLING)]
+)
+def test_redis_becomes_unwilling_in_the_middle(host, kind, step):
+    break_it, mend_it, _ = UNWILLING[kind]
     app.enqueue(host, 3, 5)
     deploy(host)
     call = Call(host)
     call.wait_for_step(step)
-    host.run(["systemctl", "stop", "redis_6379"])
-    record = call.result(300)
-    assert record["result"] is False and record["comment"], record
-    host.run(["systemctl", "start", "redis_6379"])
+    host.run(break_it)
+    try:
+        record = call.result(300)
+        assert record["result"] is False and record["comment"], record
+    finally:
+        host.run(mend_it)
     assert_mended(host)
 
 
