@@ -522,7 +522,7 @@ def test_no_process_is_taken_for_another(host):
             app.redis(host, "expire", identity, "60")
         (one,) = salt_call(host, "sidekiq.status", "sidekiq")["processes"]
         assert one["heartbeat"]["identity"] == true["identity"]
-        record = restart(host)
+        record = restart(host, "drain")
         assert record["result"] is True, record
         assert record["processes"][0]["new"]["heartbeat"]["identity"] not in fakes
     finally:

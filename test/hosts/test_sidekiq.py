@@ -103,7 +103,7 @@ def test_a_second_run_changes_nothing_and_asks_systemd_once(host):
     assert len([line for line in ran if '/sudo"' in line]) == 1
 
 
-@on_both
+@on_one
 def test_secrets_are_nowhere_to_be_seen(host):
     run = apply_locally(host, SLS)
     record = restart(host)
@@ -132,7 +132,7 @@ def test_a_changed_variable_restarts_once_and_is_announced(host):
     assert app.main_pid(host) == after
 
 
-@on_both
+@on_one
 def test_a_restart_tells_what_it_saw(host):
     app.enqueue(host, 200)
     before = app.main_pid(host)
@@ -201,7 +201,7 @@ def test_a_stop_from_the_web_ui_is_not_its_last(host):
         time.sleep(0.2)
 
 
-@on_both
+@on_one
 def test_another_drop_in_counts_as_a_change(host):
     before = app.main_pid(host)
     host.write("/etc/systemd/system/sidekiq.service.d/local.conf", "[Service]\nNice=1\n")
