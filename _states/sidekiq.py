@@ -53,13 +53,15 @@ def current(name: str, strategy: str | None = None) -> dict[str, Any]:
         if __opts__["test"]:
             return _would(ret, _current_plan(ret["changes"]))
         record = _make_current(name, facts, strategy)
-        ret["changes"].update(_record_changes(record))
+        ret["changes"] = {**_own_changes(ret["changes"], record), **_record_changes(record)}
         if not record.get("result", True):
             return _failed(ret, record["comment"])
         after = __salt__["sidekiq.status"](name, heartbeat=False)
         left = _current_changes(after)
         if left:
             return _failed(ret, f"{record.get('comment', '')} And still {_current_plan(left)}".strip())
+        if not ret["changes"]:
+            return _same(ret, record["comment"])
         return _changed(ret, record.get("comment") or _current_sentence(after))
     except _ERRORS as err:
         return _failed(ret, str(err))
@@ -320,6 +322,17 @@ def _make_current(name: str, facts: dict[str, Any], strategy: str | None) -> dic
     if facts["surplus"] and record.get("result", True):
         record = __salt__["sidekiq.retire"](name)
     return record
+
+
+def _own_changes(changes: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
+    """Without what another call has done while this one waited for it."""
+    acted = {entry["unit"] for entry in record.get("processes", [])}
+    others = ("restarted because", "running", "tidied up")
+    own = {
+        unit: {key: value for key, value in change.items() if unit in acted or key not in others}
+        for unit, change in changes.items()
+    }
+    return {unit: change for unit, change in own.items() if change}
 
 
 def _record_changes(record: dict[str, Any]) -> dict[str, Any]:

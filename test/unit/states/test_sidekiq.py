@@ -26,8 +26,10 @@ def state(load):
     module = load("_states/sidekiq.py")
     module.__opts__ = {"test": False}
     module.acts, module.facts = [], [GOOD]
-    entry = {"unit": "sidekiq.service", "old": {"pid": 10}, "new": {"pid": 11}}
-    module.record = {"result": True, "comment": "done", "processes": [entry], "jobs": {"a": {"fate": "finished"}}}
+    entries = [
+        {"unit": name, "old": {"pid": 10}, "new": {"pid": 11}} for name in ("sidekiq.service", "sidekiq@2.service")
+    ]
+    module.record = {"result": True, "comment": "done", "processes": entries, "jobs": {"a": {"fate": "finished"}}}
 
     def act(name):
         def run(*args, **kwargs):
@@ -133,6 +135,13 @@ def test_current_leaves_what_is_right_alone(state, test, found, sentence):
     ret = state.current("sidekiq")
     assert ret == {"name": "sidekiq", "result": True, "changes": {}, "comment": sentence}
     assert state.acts == []
+
+
+def test_current_does_not_claim_what_another_call_did_meanwhile(state):
+    state.facts = [facts(unit(stale=["old"])), GOOD]
+    state.record = {"result": True, "comment": "sidekiq.service works already", "processes": [], "jobs": {}}
+    ret = state.current("sidekiq")
+    assert ret == {"name": "sidekiq", "result": True, "changes": {}, "comment": "sidekiq.service works already"}
 
 
 def test_current_passes_its_strategy_on(state):
