@@ -574,19 +574,19 @@ def test_several_processes_are_replaced_one_after_the_other(host):
 @on_one
 def test_facts_are_told_as_data(host):
     app.redis(host, "del", "started", "worked")
-    app.enqueue(host, 12, 15)
-    wait_for(lambda: len(salt_call(host, "sidekiq.jobs_in_flight", "sidekiq")) == 10, 20, "ten jobs in flight")
-    job = salt_call(host, "sidekiq.jobs_in_flight", "sidekiq")[0]
+    jids = set(app.enqueue(host, 12, 15))
+
+    def in_flight() -> list[dict]:
+        return [job for job in salt_call(host, "sidekiq.jobs_in_flight", "sidekiq") if job["jid"] in jids]
+
+    wait_for(lambda: len(in_flight()) == 10, 20, "ten jobs in flight")
+    job = in_flight()[0]
     assert (job["class"], job["queue"].removeprefix("queue:")) == ("SleepJob", "default")
     assert re.fullmatch(r"[0-9a-f]{24}", job["jid"])
     (queue,) = [each for each in salt_call(host, "sidekiq.queues", "sidekiq") if each["name"] == "default"]
     assert queue["size"] in (0, 1, 2)
-    (process,) = salt_call(host, "sidekiq.processes")
-    assert (process["unit"], process["release"], process["concurrency"]) == (
-        "sidekiq.service",
-        app.working_directory(host),
-        10,
-    )
+    (process,) = [each for each in salt_call(host, "sidekiq.processes") if "unit" in each]
+    assert (process["unit"], process["release"], process["concurrency"]) == ("sidekiq.service", app.working_directory(host), 10)
     stats = salt_call(host, "sidekiq.stats", "sidekiq")
-    assert stats["processes"] == 1 and stats["processed"] > 0
+    assert stats["processes"] >= 1 and stats["processed"] > 0
     assert salt_call(host, "sidekiq.stale") == []
