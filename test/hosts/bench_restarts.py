@@ -5,6 +5,7 @@ Used by `bin/bench --restarts`; standard library only.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from dataclasses import dataclass, field
@@ -57,15 +58,16 @@ def measure(host: Host, way: str, count: int) -> Way:
         host.write(SHORT, "[Service]\nTimeoutStopSec=2\n")
         host.run(["systemctl", "daemon-reload"])
     try:
-        with load(host, even=True, settle=180) as result.verdict:
+        with load(host, even=True, settle=60) as result.verdict:
             for _ in range(count):
-                begin_long_jobs(host)
+                jids = begin_long_jobs(host)
                 start, begun = time.monotonic(), _now(host)
                 result.boots.append(_restart(host, way))
                 result.totals.append(time.monotonic() - start)
                 spans.append((begun, _now(host)))
-                # Jobs that were pushed back, and long ones that the new process began, end before the next turn.
-                time.sleep(LONG + 5)
+                # Those that were pushed back end before the next turn; those that were lost never do.
+                with contextlib.suppress(AssertionError):
+                    wait_for(lambda: _all_in(host, "smismember", "worked", jids), LONG + 5, "the long jobs worked")  # noqa: B023
     finally:
         host.run(["rm", "-f", SHORT])
         host.run(["systemctl", "daemon-reload"])
@@ -74,11 +76,18 @@ def measure(host: Host, way: str, count: int) -> Way:
     return result
 
 
-def begin_long_jobs(host: Host) -> None:
-    """Enqueue the long jobs, and wait until each is in work and Sidekiq has said so."""
-    jids = app.enqueue(host, LONG_JOBS, LONG)
-    wait_for(lambda: set(jids) <= set(app.redis(host, "hkeys", "started").split()), 30, "the long jobs begun")
-    wait_for(lambda: _in_flight(host) >= set(jids), 15, "a beat that tells of them")
+def begin_long_jobs(host: Host) -> set[str]:
+    """Enqueue the long jobs, and wait until each is in work and Sidekiq has said so; returns their jids."""
+    jids = set(app.enqueue(host, LONG_JOBS, LONG))
+    app.redis(host, "sadd", "enqueued", *jids)
+    wait_for(lambda: _all_in(host, "hmget", "started", jids), 30, "the long jobs begun")
+    wait_for(lambda: _in_flight(host) >= jids, 25, "a beat that tells of them")
+    return jids
+
+
+def _all_in(host: Host, command: str, key: str, jids: set[str]) -> bool:
+    """Does Redis answer with a number above 0 for each?"""
+    return [word not in ("0", "") for word in app.redis(host, command, key, *jids).splitlines()] == [True] * len(jids)
 
 
 def _in_flight(host: Host) -> set[str]:

@@ -77,7 +77,7 @@ def load(host: Host, depth: int = 200, even: bool = False, settle: float = 90):
 def judge(host: Host, verdict: Verdict) -> None:
     """Fill in what became of the jobs."""
     enqueued, worked = _words(host, "smembers", "enqueued"), set(_words(host, "smembers", "worked"))
-    failed = {json.loads(line)["jid"] for key in ("retry", "dead") for line in _words(host, "zrange", key, "0", "-1")}
+    failed = _failed(host)
     queued = {json.loads(line)["jid"] for line in _words(host, "lrange", "queue:default", "0", "-1")}
     ends = _words(host, "zrange", "ends", "0", "-1", "withscores")
     verdict.enqueued, verdict.worked, verdict.failed = len(enqueued), len(worked), len(failed)
@@ -98,9 +98,9 @@ def _counts(host: Host, key: str) -> dict[str, int]:
 
 
 def _is_done(host: Host) -> bool:
-    """A job in work is in none of these."""
-    ended = sum(
-        int(app.redis(host, command, key))
-        for command, key in (("scard", "worked"), ("zcard", "retry"), ("zcard", "dead"))
-    )
-    return ended >= int(app.redis(host, "scard", "enqueued"))
+    """Each job has ended, well or not. Jobs on their way from queue to end are in neither, so a count would not do."""
+    return not set(_words(host, "sdiff", "enqueued", "worked")) - _failed(host)
+
+
+def _failed(host: Host) -> set[str]:
+    return {json.loads(line)["jid"] for key in ("retry", "dead") for line in _words(host, "zrange", key, "0", "-1")}

@@ -586,7 +586,11 @@ def test_facts_are_told_as_data(host):
     (queue,) = [each for each in salt_call(host, "sidekiq.queues", "sidekiq") if each["name"] == "default"]
     assert queue["size"] in (0, 1, 2)
     (process,) = [each for each in salt_call(host, "sidekiq.processes") if "unit" in each]
-    assert (process["unit"], process["release"], process["concurrency"]) == ("sidekiq.service", app.working_directory(host), 10)
+    assert (process["unit"], process["release"], process["concurrency"]) == (
+        "sidekiq.service",
+        app.working_directory(host),
+        10,
+    )
     stats = salt_call(host, "sidekiq.stats", "sidekiq")
     assert stats["processes"] >= 1 and stats["processed"] > 0
     assert salt_call(host, "sidekiq.stale") == []
