@@ -112,7 +112,7 @@ def test_a_host_goes_with_its_owner_even_if_that_is_killed(hosts_gone_at_the_end
         assert time.monotonic() < until
         time.sleep(0.1)
     assert not os.path.exists(f"/proc/{leader}")
-    assert "rs-harness-orphan" not in run(["ip", "netns"]).stdout
+    assert "-harness-orphan" not in run(["ip", "netns"]).stdout
     assert "harness-orphan" not in open("/proc/mounts").read()
 
 

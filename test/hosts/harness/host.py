@@ -23,6 +23,7 @@ from test.hosts.harness.machine import (
     HOSTS,
     LIVE,
     PACKAGES,
+    PREFIX,
     REPO,
     SNAPSHOTS,
     alive,
@@ -31,7 +32,6 @@ from test.hosts.harness.machine import (
     locked,
     mount_live,
     remove,
-    run,
     unmount,
 )
 
@@ -430,7 +430,7 @@ def _remove_control_groups(name: str) -> None:
 def _control_groups(name: str) -> list[Path]:
     """The host's group in each hierarchy that systemd uses: one on a machine of today, two on a mixed one."""
     roots = (Path("/sys/fs/cgroup") / folder for folder in ("systemd", "unified", "."))
-    return [root / f"rs-{name}" for root in roots if (root / "cgroup.procs").exists()]
+    return [root / f"{PREFIX}-{name}" for root in roots if (root / "cgroup.procs").exists()]
 
 
 def _free_number() -> int:

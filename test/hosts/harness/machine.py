@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import shutil
 import subprocess
@@ -16,7 +17,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[3]
-CACHE = Path(os.environ.get("HOSTS_CACHE", "/var/cache/redis-sidekiq-formula"))
+USUAL_CACHE = "/var/cache/redis-sidekiq-formula"
+CACHE = Path(os.environ.get("HOSTS_CACHE", USUAL_CACHE))
+# What the kernel knows hosts by: another cache has hosts of the same names and numbers, on a bridge of its own.
+PREFIX = "rs" if str(CACHE) == USUAL_CACHE else "rs" + hashlib.sha256(str(CACHE).encode()).hexdigest()[:4]
 IMAGES, PACKAGES = CACHE / "images", CACHE / "packages"
 # What goes with the hosts: in memory, where the machine has enough of it.
 LIVE = CACHE / "live"

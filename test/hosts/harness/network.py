@@ -4,9 +4,9 @@ firewall and sysctls never see it. Each host has a namespace too, and an interfa
 
 from __future__ import annotations
 
-from test.hosts.harness.machine import run
+from test.hosts.harness.machine import PREFIX, run
 
-SWITCH = "rs-switch"  # the namespace of the bridge
+SWITCH = f"{PREFIX}-switch"  # the namespace of the bridge
 BRIDGE = "br0"
 # 198.18.0.0/15 is set aside for tests of network devices (RFC 2544): nobody's real network has it.
 NETWORK = "198.18.94"
@@ -14,7 +14,7 @@ NETWORK = "198.18.94"
 
 def namespace(name: str) -> str:
     """Return the name of a host's network namespace."""
-    return f"rs-{name}"
+    return f"{PREFIX}-{name}"
 
 
 def namespace_path(name: str) -> str:
