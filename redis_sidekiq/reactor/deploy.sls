@@ -64,7 +64,7 @@ def _reaction(app, target):
             "local.sidekiq.restart": [
                 {"tgt": list(target["minions"])},
                 {"tgt_type": "list"},
-                {"args": [{"service": service, "stale_only": True}]},
+                {"args": [{"service": service}, {"stale_only": True}]},
             ]
         }
         for service in target["services"]

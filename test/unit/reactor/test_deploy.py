@@ -18,7 +18,7 @@ def reaction(app: str) -> dict:
             "local.sidekiq.restart": [
                 {"tgt": APPS[app]["minions"]},
                 {"tgt_type": "list"},
-                {"args": [{"service": service, "stale_only": True}]},
+                {"args": [{"service": service}, {"stale_only": True}]},
             ]
         }
         for service in APPS[app]["services"]
