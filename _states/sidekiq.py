@@ -49,6 +49,9 @@ def current(name: str, strategy: str | None = None) -> dict[str, Any]:
         facts = __salt__["sidekiq.status"](name, heartbeat=False)
         ret["changes"] = _current_changes(facts)
         if not ret["changes"]:
+            if not __opts__["test"] and any(one["needs_reload"] for one in facts["processes"]):
+                # Part of its file's change: where nothing is deployed, it stops and starts nothing.
+                __salt__["sidekiq_units.reload_systemd"]()
             return _same(ret, _current_sentence(facts))
         if __opts__["test"]:
             return _would(ret, _current_plan(ret["changes"]))
@@ -269,7 +272,7 @@ def _unit_changes(one: dict[str, Any], deployed: bool) -> dict[str, Any]:
     changes: dict[str, Any] = {}
     if not one["loaded"]:
         changes["loaded"] = {"old": False, "new": True}
-    elif one["needs_reload"]:
+    elif one["needs_reload"] and deployed:
         changes["unit"] = {"old": "an older one is loaded", "new": "as on disk"}
     if not one["enabled"]:
         changes["enabled"] = {"old": False, "new": True}

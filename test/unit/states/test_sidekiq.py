@@ -144,6 +144,15 @@ def test_current_does_not_claim_what_another_call_did_meanwhile(state):
     assert ret == {"name": "sidekiq", "result": True, "changes": {}, "comment": "sidekiq.service works already"}
 
 
+@pytest.mark.parametrize("test", [False, True])
+def test_a_unit_that_changed_before_the_first_deploy_is_loaded_with_its_files_change(state, test):
+    state.__opts__["test"] = test
+    state.facts = [facts(unit(needs_reload=True, **OFF), deployed=False)]
+    ret = state.current("sidekiq")
+    assert (ret["result"], ret["changes"]) == (True, {})
+    assert [act[0] for act in state.acts] == ([] if test else ["sidekiq_units.reload_systemd"])
+
+
 def test_current_passes_its_strategy_on(state):
     state.facts = [facts(unit(stale=["old"])), GOOD]
     state.current("sidekiq", strategy="drain")
