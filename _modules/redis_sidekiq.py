@@ -1068,6 +1068,7 @@ _PATH = r"/[^\s\x00-\x1f\x7f\"'\\]*"
 _USER = r"[a-z_][a-z0-9_-]{0,31}(?:\.[a-z0-9_-]{1,31})?"
 _WORD = r"[^\x00-\x1f\x7f]+"
 _user = _text("a name like deploy: lower case, digits, _ and -, not root", _USER, _read_user)
+_path = _text("an absolute path without spaces or quotes", _PATH, _read_path)
 _own_folder = _text("an absolute path of a folder of its own, without spaces or quotes", _PATH, _read_own_folder)
 _word = _text("text of one line, without control characters", _WORD)
 _port_words = "a port that needs no root, from 1024 to 65535"
@@ -1133,8 +1134,8 @@ KINDS = {
             "sha256= and 64 hex digits (sha384 and sha512 too)", r"(?:sha(?:256|384|512)[=:])?[0-9A-Fa-f]+", _read_hash
         )
     ),
-    "path": _text("an absolute path without spaces or quotes", _PATH, _read_path),
-    "path or empty": _or_empty(_text("an absolute path without spaces or quotes", _PATH, _read_path)),
+    "path": _path,
+    "path or empty": _or_empty(_path),
     "own folder": _own_folder,
     "own folder or empty": _or_empty(_own_folder),
     "user": _user,
@@ -1782,8 +1783,8 @@ def _sidekiq(wish, reveal) -> dict[str, Any]:
 
 def _service(name, service, wish, reveal) -> dict[str, Any]:
     """
-    ``name``, ``units``, ``unit_file``, ``app_dir``, ``current``, ``user``, ``group``, ``argv``, ``config_file`` (or empty), ``config``,
-    ``env_file``, ``env_names``, ``redis`` and ``redis_unit`` (or empty), and the timeouts in seconds.
+    ``name``, ``units``, ``unit_file``, ``app_dir``, ``current``, ``user``, ``group``, ``argv``, ``config_file`` (or
+    empty), ``config``, ``strategy``, ``drain_timeout``, ``restart_file`` (or empty), ``env_file``, ``env_names``, ``redis`` and ``redis_unit`` (or empty), and the timeouts in seconds.
     """
     user = service["user"] or wish["deploy"]["user"]
     local = _local_instance(service, wish)

@@ -105,8 +105,9 @@ def status(service: str, heartbeat: bool = True) -> dict[str, Any]:
     }
     if heartbeat:
         beats, result["heartbeat_error"] = _beats_or_why_not(wish)
+        hostname = _hostname(wish)
         for one in looked:
-            one["heartbeat"] = _beat_of(wish, one["process"], beats)
+            one["heartbeat"] = _beat_of(hostname, one["process"], beats)
         result["disagree"] = [] if result["heartbeat_error"] else _disagreements(wish, looked)
     return result
 
@@ -158,8 +159,9 @@ def processes() -> list[dict[str, Any]]:
     for wish in _settings()["sidekiq"]["services"]:
         beats = __salt__["sidekiq_redis.beats"](wish["name"])
         seen.update({beat["identity"]: {**beat, **seen.get(beat["identity"], {})} for beat in beats})
+        hostname = _hostname(wish)
         for one in _look(wish):
-            beat = _beat_of(wish, one["process"], beats)
+            beat = _beat_of(hostname, one["process"], beats)
             if beat:
                 local = {"unit": one["unit"], "release": one["process"]["release"], "born": one["process"]["started"]}
                 seen[beat["identity"]].update(local)
@@ -875,8 +877,13 @@ def _beats_or_why_not(wish: dict[str, Any]) -> tuple[list[dict[str, Any]], str]:
         return [], str(err)
 
 
+def _hostname(wish: dict[str, Any]) -> str:
+    """Sidekiq calls its host $DYNO or by its hostname (lib/sidekiq/component.rb)."""
+    return _service(wish["name"], reveal=True)["env"].get("DYNO") or os.uname().nodename
+
+
 def _beat_of(
-    wish: dict[str, Any], process: dict[str, Any] | None, beats: list[dict[str, Any]], known: Collection[str] = ()
+    hostname: str, process: dict[str, Any] | None, beats: list[dict[str, Any]], known: Collection[str] = ()
 ) -> dict[str, Any] | None:
     """
     The heartbeat of one process of this host. Its identity says hostname and pid, and neither is unique: hosts can have
@@ -885,12 +892,10 @@ def _beat_of(
     """
     if not process:
         return None
-    # Sidekiq calls its host $DYNO or by its hostname (lib/sidekiq/component.rb).
-    host = _service(wish["name"], reveal=True)["env"].get("DYNO") or os.uname().nodename
     mine = [
         beat
         for beat in beats
-        if (beat["hostname"], beat["pid"]) == (host, process["pid"])
+        if (beat["hostname"], beat["pid"]) == (hostname, process["pid"])
         and beat["identity"] not in known
         and beat["beat_age"] < _FRESH
     ]
@@ -926,6 +931,7 @@ class _Replacement:
         self.record, self.wish, self.unit, self.old = record, wish, one["unit"], one
         self.helper = __salt__["sidekiq_units.helper_name"](self.unit)
         self.release = os.path.realpath(wish["current"])
+        self.hostname = _hostname(wish)
         self.has_redis = "REDIS_URL" in wish["env_names"]
         self.made = self.began = time.time()
         self.jobs: dict[str, dict[str, Any]] = {}  # those in work in what went
@@ -933,7 +939,6 @@ class _Replacement:
         self.gone_pids: set[int] = set()
         self.drained: set[str] = set()  # those of them that had no job left
         self.known: set[str] = set()  # heartbeats from before
-        self.quiet_at = self.works_at = 0.0
         self.entry = {"unit": self.unit, "strategy": "", "old": _short(one), "new": {}, "gap": None}
         record["processes"].append(self.entry)
 
@@ -995,7 +1000,7 @@ class _Replacement:
 
     def exchange(self, covered: bool) -> None:
         """The old process winds down and a new one takes over; after the first step there is no way back."""
-        self.quiet_at = time.time()
+        quiet_at = time.time()
         with self.step("quiet"):
             self.quiet(self.old["process"])
         with self.step("drain"):
@@ -1007,7 +1012,7 @@ class _Replacement:
                 self.stop(self.unit, self.old["process"])
         with self.step("start"):
             self.start()
-        self.entry["gap"] = 0.0 if covered else round(self.works_at - self.quiet_at, 3)
+        self.entry["gap"] = 0.0 if covered else round(time.time() - quiet_at, 3)
         with self.step("prove"):
             self.entry["new"] = self.prove(self.unit, _SETTLE, beats=2)
         if covered:
@@ -1113,25 +1118,32 @@ class _Replacement:
             if self.is_drained(process):
                 break
             self.note_jobs(process)
-            beat = None if process["countable"] else self.beat_of(process)
-            # A late fetch is over two seconds after the signal: the fetch's own timeout (lib/sidekiq/fetch.rb).
-            if beat and beat["quiet"] and not beat["busy"] and beat["beat"] > process.get("quiet_at", 0) + 2:
-                self.drained.add(process["identity"])
-                return True
-        if self.is_drained(process):
-            self.drained.add(process["identity"])
-            return True
-        return False
+            if not process["countable"] and self.beats_idle(process):
+                break
+        else:
+            if not self.is_drained(process):
+                return False
+        self.drained.add(process["identity"])
+        return True
+
+    def beats_idle(self, process: dict[str, Any]) -> bool:
+        """A late fetch is over two seconds after the signal: the fetch's own timeout (lib/sidekiq/fetch.rb)."""
+        beat = self.beat_of(process)
+        return bool(beat and beat["quiet"] and not beat["busy"] and beat["beat"] > process.get("quiet_at", 0) + 2)
 
     def is_drained(self, process: dict[str, Any]) -> bool:
         """A processor thread ends once it was told to be quiet and its job is done."""
-        return process.get("countable", False) and self.is_there(process) and not self.threads(process)
-
-    def threads(self, process: dict[str, Any]) -> int:
-        return __salt__["sidekiq_units.worker_threads"](process["pid"])
+        if not process.get("countable") or not self.is_there(process):
+            return False
+        return not __salt__["sidekiq_units.worker_threads"](process["pid"])
 
     def is_there(self, process: dict[str, Any]) -> bool:
         return __salt__["sidekiq_units.born"](process["pid"]) == process["born"]
+
+    def await_end(self, process: dict[str, Any], budget: float) -> None:
+        until = time.monotonic() + budget
+        while self.is_there(process) and time.monotonic() < until:
+            time.sleep(_POLL)
 
     def polls(self, process: dict[str, Any], budget: float) -> Iterator[None]:
         """Once a second, or sooner when the worker threads have ended; ends with the process or the budget."""
@@ -1150,9 +1162,7 @@ class _Replacement:
             if process["wrapper"]:
                 # systemd would tell the wrapper alone, and kill the rest as soon as that is gone.
                 __salt__["sidekiq_units.signal"](process["pid"], process["born"], "TERM")
-                until = time.monotonic() + self.wish["stop_timeout"]
-                while self.is_there(process) and time.monotonic() < until:
-                    time.sleep(_POLL)
+                self.await_end(process, self.wish["stop_timeout"])
         stopped_at = time.time()
         __salt__["sidekiq_units.stop"](unit)
         (facts,) = __salt__["sidekiq_units.facts"]([unit])
@@ -1190,7 +1200,6 @@ class _Replacement:
             if not self.has_redis or not self.redis_comes_back():
                 raise
             self.tell_start(self.unit)
-        self.works_at = time.time()
 
     def tell_start(self, unit: str) -> None:
         try:
@@ -1214,9 +1223,7 @@ class _Replacement:
         process = __salt__["sidekiq_units.process"](first["pid"], first["group"])
         if first["active"] != "active" or not process or first["pid"] == self.old["pid"]:
             raise CommandExecutionError(f"{unit} is {first['active']} after its start{self.journal(unit)}")
-        until = time.monotonic() + settle
-        while time.monotonic() < until and self.is_there(process):
-            time.sleep(_POLL)
+        self.await_end(process, settle)
         beat, error = self.new_beat(first, beats, patient=strict) if self.has_redis else (None, "")
         (facts,) = __salt__["sidekiq_units.facts"]([unit])
         if (facts["active"], facts["pid"], facts["restarts"]) != ("active", first["pid"], first["restarts"]):
@@ -1254,7 +1261,7 @@ class _Replacement:
             if error and not patient:
                 break
             process = __salt__["sidekiq_units.process"](facts["pid"], facts["group"])
-            beat = _beat_of(self.wish, process, beats, self.known)
+            beat = _beat_of(self.hostname, process, beats, self.known)
             if beat and beat["beat"] not in seen and not beat["quiet"]:
                 seen.add(beat["beat"])
                 until = time.monotonic() + _NEXT_BEAT
@@ -1351,7 +1358,7 @@ class _Replacement:
     # Small things
 
     def beat_of(self, process: dict[str, Any]) -> dict[str, Any] | None:
-        return _beat_of(self.wish, process, _beats_or_why_not(self.wish)[0])
+        return _beat_of(self.hostname, process, _beats_or_why_not(self.wish)[0])
 
     def journal(self, unit: str) -> str:
         secrets = [str(value) for value in _service(self.wish["name"], reveal=True)["env"].values()]

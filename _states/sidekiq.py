@@ -48,10 +48,9 @@ def current(name: str, strategy: str | None = None) -> dict[str, Any]:
     try:
         facts = __salt__["sidekiq.status"](name, heartbeat=False)
         ret["changes"] = _current_changes(facts)
+        if not __opts__["test"]:
+            _load_units(facts)
         if not ret["changes"]:
-            if not __opts__["test"] and any(one["needs_reload"] for one in facts["processes"]):
-                # Part of its file's change: where nothing is deployed, it stops and starts nothing.
-                __salt__["sidekiq_units.reload_systemd"]()
             return _same(ret, _current_sentence(facts))
         if __opts__["test"]:
             return _would(ret, _current_plan(ret["changes"]))
@@ -310,12 +309,18 @@ def _current_sentence(facts: dict[str, Any]) -> str:
     return f"{units}: at work in {facts['release']}, pid {pids}"
 
 
-def _make_current(name: str, facts: dict[str, Any], strategy: str | None) -> dict[str, Any]:
-    """Load, enable, replace what is stale, retire what is too many; returns the record of the last that failed, or acted."""
-    looked = facts["processes"]
-    # Where something runs, the restart itself makes systemd read what is new.
-    if any(not one["loaded"] or (one["needs_reload"] and not facts["deployed"]) for one in looked):
+def _load_units(facts: dict[str, Any]) -> None:
+    """
+    Part of a unit file's change: it stops and starts nothing. Where something is deployed, the restart itself makes
+    systemd read what is new, after it has seen which process is of an older unit.
+    """
+    if any(not one["loaded"] or (one["needs_reload"] and not facts["deployed"]) for one in facts["processes"]):
         __salt__["sidekiq_units.reload_systemd"]()
+
+
+def _make_current(name: str, facts: dict[str, Any], strategy: str | None) -> dict[str, Any]:
+    """Enable, replace what is stale, retire what is too many; returns the record of the last that failed, or acted."""
+    looked = facts["processes"]
     for one in looked:
         if not one["enabled"]:
             __salt__["service.enable"](one["unit"])

@@ -15,11 +15,10 @@ import time
 from pathlib import Path
 
 import pytest
+import redis
 from salt.exceptions import CommandExecutionError
 
 from test.hosts.lab import wait_for
-
-redis = pytest.importorskip("redis")
 
 
 class Server:

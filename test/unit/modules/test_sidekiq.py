@@ -265,9 +265,9 @@ def beat(identity, started=1000.0, age=1.0):
 )
 def test_a_heartbeat_is_found_among_others(sidekiq, monkeypatch, beats, known, mine):
     monkeypatch.setattr(sidekiq.os, "uname", lambda: type("uname", (), {"nodename": "web1"}))
-    found = sidekiq._beat_of(SERVICE, {"pid": 10, "started": 1000.5}, beats, known)
+    found = sidekiq._beat_of(sidekiq._hostname(SERVICE), {"pid": 10, "started": 1000.5}, beats, known)
     assert (found and found["identity"]) == mine
-    assert sidekiq._beat_of(SERVICE, None, beats) is None
+    assert sidekiq._beat_of("web1", None, beats) is None
 
 
 # the procedure ------------------------------------------------------------------------------------------------------
