@@ -5,10 +5,13 @@ Used by the tests and `bin/demo`; standard library only.
 
 from __future__ import annotations
 
+import itertools
+
 from test.hosts.harness.host import Host
 from test.hosts.lab import REPO
 
 HOME = "/srv/app"
+_RELEASES = itertools.count(1000)  # apart from the numbers that tests give themselves
 
 
 def release(host: Host, name: str) -> str:
@@ -26,6 +29,14 @@ def release(host: Host, name: str) -> str:
         host.run(["chmod", "-R", "a+rwX", folder])
     host.run(["ln", "-sfn", folder, f"{HOME}/current.new"])
     host.run(["mv", "-T", f"{HOME}/current.new", f"{HOME}/current"])
+    return folder
+
+
+def deploy(host: Host, ruby: str = "") -> str:
+    """Release the app in a folder that no other release had, with a line added to its worker file; returns the folder."""
+    folder = release(host, str(next(_RELEASES)))
+    if ruby:
+        host.run(["sh", "-c", f"cat >> {folder}/worker.rb"], input=ruby + "\n")
     return folder
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from test.hosts import app
 from test.hosts.harness.host import Host
 from test.hosts.lab import salt_call, wait_for
-from test.hosts.load import Verdict, load
+from test.hosts.load import Verdict, load, now, wait_until_in_flight
 
 # Sidekiq's own timeout is 25 s; eight of its ten threads are in jobs that take longer.
 LONG_JOBS, LONG = 8, 30
@@ -61,10 +61,10 @@ def measure(host: Host, way: str, count: int) -> Way:
         with load(host, even=True, settle=60) as result.verdict:
             for _ in range(count):
                 jids = begin_long_jobs(host)
-                start, begun = time.monotonic(), _now(host)
+                start, begun = time.monotonic(), now(host)
                 result.boots.append(_restart(host, way))
                 result.totals.append(time.monotonic() - start)
-                spans.append((begun, _now(host)))
+                spans.append((begun, now(host)))
                 # Those that were pushed back end before the next turn; those that were lost never do.
                 with contextlib.suppress(AssertionError):
                     wait_for(lambda: _all_in(host, "smismember", "worked", jids), LONG + 5, "the long jobs worked")  # noqa: B023
@@ -81,17 +81,13 @@ def begin_long_jobs(host: Host) -> set[str]:
     jids = set(app.enqueue(host, LONG_JOBS, LONG))
     app.redis(host, "sadd", "enqueued", *jids)
     wait_for(lambda: _all_in(host, "hmget", "started", jids), 30, "the long jobs begun")
-    wait_for(lambda: _in_flight(host) >= jids, 25, "a beat that tells of them")
+    wait_until_in_flight(host, jids)
     return jids
 
 
 def _all_in(host: Host, command: str, key: str, jids: set[str]) -> bool:
     """Does Redis answer with a number above 0 for each?"""
     return [word not in ("0", "") for word in app.redis(host, command, key, *jids).splitlines()] == [True] * len(jids)
-
-
-def _in_flight(host: Host) -> set[str]:
-    return {job["jid"] for job in salt_call(host, "sidekiq.jobs_in_flight", "sidekiq")}
 
 
 def _restart(host: Host, way: str) -> float:
@@ -106,10 +102,6 @@ def _restart(host: Host, way: str) -> float:
     )
     moments = dict(line.split("=") for line in facts.stdout.split())
     return (int(moments["ActiveEnterTimestampMonotonic"]) - int(moments["ExecMainStartTimestampMonotonic"])) / 1e6
-
-
-def _now(host: Host) -> float:
-    return float(host.run(["date", "+%s.%N"]).stdout)
 
 
 def picture(ways: dict[str, Way]) -> str:

@@ -13,7 +13,7 @@ from test.hosts import app
 from test.hosts.harness import images
 from test.hosts.harness.fixtures import boot
 from test.hosts.harness.host import Host
-from test.hosts.lab import REPO, Master, StateRun, apply_locally, make_masterless, redis_version, tarball
+from test.hosts.lab import REPO, Master, StateRun, apply_locally, make_masterless, put_pillar, redis_version, tarball
 
 pytest_plugins = ["test.hosts.harness.fixtures"]
 
@@ -212,7 +212,17 @@ def sidekiq_pillar(**service) -> dict:
         "start_timeout": 20,
         **service,
     }
-    return {"redis_sidekiq": {"roles": ["sidekiq"], "sidekiq": {"install": "package", "services": {"sidekiq": service}}}}
+    return {
+        "redis_sidekiq": {"roles": ["sidekiq"], "sidekiq": {"install": "package", "services": {"sidekiq": service}}}
+    }
+
+
+def make_whole(host: Host, pillar: dict) -> None:
+    """Converge a host of :func:`sidekiq_hosts` whatever the last test left: this pillar, an unbroken release, working."""
+    put_pillar(host, pillar)
+    if not app.is_whole(host):
+        app.deploy(host)
+    apply_locally(host, "redis_sidekiq.sidekiq").assert_ok()
 
 
 @pytest.fixture(scope="session")

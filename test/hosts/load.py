@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from test.hosts import app
 from test.hosts.harness.host import Host
-from test.hosts.lab import wait_for
+from test.hosts.lab import salt_call, wait_for
 
 STOP = "/tmp/load.stop"
 TRACES = ("enqueued", "worked", "runs", "started", "ends", "retry", "dead", "schedule", "queue:default")
@@ -86,6 +87,20 @@ def judge(host: Host, verdict: Verdict) -> None:
     begun, runs = _counts(host, "started"), _counts(host, "runs")
     verdict.begun_again = sum(count > runs.get(jid, 0) for jid, count in begun.items() if jid in worked)
     verdict.ends = sorted(map(float, ends[1::2]))
+
+
+def now(host: Host) -> float:
+    """Return the host's time (epoch s), by the clock of the verdict's ends."""
+    return float(host.run(["date", "+%s.%N"]).stdout)
+
+
+def wait_until_in_flight(host: Host, jids: Collection[str]) -> None:
+    """Wait until a beat tells of these jobs. It may tell of others too: a killed process' last one stays for a minute."""
+
+    def told() -> bool:
+        return set(jids) <= {job["jid"] for job in salt_call(host, "sidekiq.jobs_in_flight", "sidekiq")}
+
+    wait_for(told, 25, "a beat that tells of the jobs")
 
 
 def _words(host: Host, *command: str) -> list[str]:

@@ -128,8 +128,7 @@ def probe(client: Host, host: Host, port: int):
     yield probed
     time.sleep(1)
     client.run(["touch", "/tmp/stop"])
-    text = loop.communicate(timeout=30)[0]
-    found = json.loads((text.decode() if isinstance(text, bytes) else text).splitlines()[-1])
+    found = json.loads(loop.communicate(timeout=30)[0].splitlines()[-1])
     probed.open, probed.shut = found["open"], tuple(found["shut"])
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 import time
@@ -10,13 +9,12 @@ import time
 import pytest
 
 from test.hosts import app
-from test.hosts.conftest import sidekiq_pillar
+from test.hosts.conftest import make_whole, sidekiq_pillar
 from test.hosts.harness.host import Host
 from test.hosts.lab import REPO, apply_locally, put_pillar, salt_call, wait_for
-from test.hosts.load import load
+from test.hosts.load import load, now, wait_until_in_flight
 
 SLS = "redis_sidekiq.sidekiq"
-RELEASES = itertools.count(1000)
 PLAIN = "systemctl"
 
 on_both = pytest.mark.parametrize("image", ["bookworm", "trixie"])
@@ -33,21 +31,10 @@ def some(cases: dict, *few: str) -> list:
 def host(sidekiq_hosts, image):
     """The host with the plain pillar and an unbroken release, working; and no trace of an earlier restart after it."""
     host = sidekiq_hosts(image)
-    put_pillar(host, sidekiq_pillar())
-    if not app.is_whole(host):
-        deploy(host)
-    apply_locally(host, SLS).assert_ok()
+    make_whole(host, sidekiq_pillar())
     yield host
     host.run(["pkill", "-KILL", "-f", "salt-call"], check=False)
     host.run(["systemctl", "start", "redis_6379"], check=False)
-
-
-def deploy(host: Host, ruby: str = "") -> str:
-    """Deploy a release in a folder of its own, with a line added to its worker file; returns the folder."""
-    folder = app.release(host, str(next(RELEASES)))
-    if ruby:
-        host.run(["sh", "-c", f"cat >> {folder}/worker.rb"], input=ruby + "\n")
-    return folder
 
 
 def restart(host: Host, strategy: str = "handover") -> dict:
@@ -68,28 +55,19 @@ class Call:
         self.host, self.process = host, host.popen(argv)
 
     def wait_for_step(self, step: str) -> None:
-        wait_for(lambda: f": {step}\n" in self._steps(), 120, f"the step {step!r}")
+        wait_for_step(self.host, step)
 
     def kill(self) -> None:
         self.host.run(["pkill", "-KILL", "-f", "salt-call --local"])
         self.process.wait(20)
 
     def result(self, timeout: float = 200) -> dict:
-        text = self.process.communicate(timeout=timeout)[0]
-        text = text.decode() if isinstance(text, bytes) else text
-        return json.loads(text)["local"]
-
-    def _steps(self) -> str:
-        return self.host.run(["cat", "/tmp/steps"], check=False).stdout
+        return json.loads(self.process.communicate(timeout=timeout)[0])["local"]
 
 
-def wait_until_in_flight(host: Host, jids: list[str]) -> None:
-    """Wait until a beat tells of these jobs. It may tell of others too: a killed process' last one stays for a minute."""
-
-    def told() -> bool:
-        return set(jids) <= {job["jid"] for job in salt_call(host, "sidekiq.jobs_in_flight", "sidekiq")}
-
-    wait_for(told, 25, "a beat that tells of the jobs")
+def wait_for_step(host: Host, step: str) -> None:
+    """Wait until a restart whose steps go to /tmp/steps begins this one."""
+    wait_for(lambda: f": {step}\n" in host.run(["cat", "/tmp/steps"], check=False).stdout, 120, f"the step {step!r}")
 
 
 def units(host: Host) -> dict[str, str]:
@@ -126,9 +104,9 @@ def run_under_load(host: Host, strategies: list[str]) -> None:
     spans, records = [], []
     with load(host) as verdict:
         for strategy in strategies:
-            begun = float(host.run(["date", "+%s.%N"]).stdout)
+            begun = now(host)
             records.append(restart(host, strategy))
-            spans.append((strategy, begun, float(host.run(["date", "+%s.%N"]).stdout)))
+            spans.append((strategy, begun, now(host)))
             assert records[-1]["result"] is True, json.dumps(records[-1], indent=1)
     for record in records[:3]:
         print([(step["step"], step["seconds"]) for step in record.get("steps", [])], record["jobs"])
@@ -164,7 +142,7 @@ def test_a_hundred_restarts_under_load_lose_nothing(host):
 @on_one
 def test_a_deployed_release_is_announced_then_worked_then_left_alone(host):
     old, before = app.working_directory(host), app.main_pid(host)
-    new = deploy(host)
+    new = app.deploy(host)
     announced = apply_locally(host, SLS, test=True).assert_ok()
     assert announced.pending == ["Sidekiq service sidekiq works"]
     assert (
@@ -201,7 +179,7 @@ def test_a_drain_that_is_killed_leaves_a_process_at_work(host, step):
 
 def killed_at(host: Host, step: str, strategy: str) -> None:
     app.enqueue(host, 3, 6)
-    deploy(host)
+    app.deploy(host)
     call = Call(host, "sidekiq.restart", "sidekiq", f"strategy={strategy}")
     call.wait_for_step(step)
     call.kill()
@@ -215,7 +193,7 @@ def killed_at(host: Host, step: str, strategy: str) -> None:
 def test_a_handover_whose_minion_is_killed_leaves_a_process_at_work(host, step):
     host.run(["systemctl", "reset-failed"])
     app.enqueue(host, 3, 6)
-    deploy(host)
+    app.deploy(host)
     run = [
         "systemd-run",
         "--unit=minion",
@@ -226,7 +204,7 @@ def test_a_handover_whose_minion_is_killed_leaves_a_process_at_work(host, step):
     ]
     host.run(["rm", "-f", "/tmp/steps"])
     host.run(run)
-    wait_for(lambda: f": {step}\n" in host.run(["cat", "/tmp/steps"], check=False).stdout, 120, step)
+    wait_for_step(host, step)
     host.run(["systemctl", "kill", "--signal=KILL", "minion"])
     assert_mended(host)
 
@@ -237,7 +215,7 @@ def test_a_handover_whose_minion_is_killed_leaves_a_process_at_work(host, step):
 def test_a_helper_that_is_killed_takes_nobody_with_it(host, step):
     before = app.main_pid(host)
     app.enqueue(host, 3, 6)
-    deploy(host)
+    app.deploy(host)
     call = Call(host)
     call.wait_for_step(step)
     host.run(["systemctl", "kill", "--signal=KILL", "sidekiq-handover"], check=False)
@@ -291,7 +269,7 @@ BROKEN = {
 @pytest.mark.parametrize("kind", some(BROKEN, "an exit after 3 s"))
 def test_a_broken_release_leaves_the_old_process_at_work(host, kind):
     before = app.main_pid(host)
-    deploy(host, BROKEN[kind])
+    app.deploy(host, BROKEN[kind])
     run = apply_locally(host, SLS)
     comment = run.failed["Sidekiq service sidekiq works"]
     assert f"sidekiq.service still works as before, pid {before}" in comment
@@ -301,7 +279,7 @@ def test_a_broken_release_leaves_the_old_process_at_work(host, kind):
     app.enqueue(host, 20)
     wait_for(lambda: app.worked(host) == done + 20, 30, "jobs worked by the old process")
     assert set(units(host)) == {"sidekiq.service"}
-    deploy(host)
+    app.deploy(host)
     apply_locally(host, SLS).assert_ok()
     assert_works(host)
 
@@ -309,10 +287,10 @@ def test_a_broken_release_leaves_the_old_process_at_work(host, kind):
 @pytest.mark.soak
 @on_both
 def test_a_broken_release_is_loud_with_drain_and_works_again_when_it_is_mended(host):
-    deploy(host, BROKEN["a syntax error"])
+    app.deploy(host, BROKEN["a syntax error"])
     record = restart(host, "drain")
     assert record["result"] is False and "did not start; its journal ends with" in record["comment"]
-    deploy(host)
+    app.deploy(host)
     # systemd goes on trying, so that nobody has to come.
     wait_for(lambda: units(host).get("sidekiq.service") == "active", 30, "a process in the mended release")
     apply_locally(host, SLS).assert_ok()
@@ -347,7 +325,7 @@ UNWILLING = {
 def test_a_process_that_could_not_push_back_its_jobs_is_left_alone(host, kind):
     break_it, mend_it, sentence = UNWILLING[kind]
     before = app.main_pid(host)
-    deploy(host)
+    app.deploy(host)
     host.run(break_it)
     try:
         begun = time.monotonic()
@@ -368,7 +346,7 @@ def test_a_process_that_could_not_push_back_its_jobs_is_left_alone(host, kind):
 @pytest.mark.parametrize("step", ["prove the helper", "drain", "prove"])
 def test_redis_restarts_in_the_middle(host, step):
     app.enqueue(host, 3, 5)
-    deploy(host)
+    app.deploy(host)
     call = Call(host)
     call.wait_for_step(step)
     host.run(["systemctl", "restart", "redis_6379"])
@@ -385,7 +363,7 @@ def test_redis_restarts_in_the_middle(host, step):
 def test_redis_becomes_unwilling_in_the_middle(host, kind, step):
     break_it, mend_it, _ = UNWILLING[kind]
     app.enqueue(host, 3, 5)
-    deploy(host)
+    app.deploy(host)
     call = Call(host)
     call.wait_for_step(step)
     host.run(break_it)
@@ -469,7 +447,7 @@ def test_a_wrapper_that_does_not_exec_is_told_and_loses_nothing(host):
 def test_calls_at_once_restart_once(host, count):
     """As many calls of the function as of the state."""
     before = app.main_pid(host)
-    deploy(host)
+    app.deploy(host)
     host.run(["sh", "-c", "rm -f /tmp/call-*"])
     call = "salt-call --local --out=json"
     script = (
@@ -561,9 +539,9 @@ def test_several_processes_are_replaced_one_after_the_other(host):
     apply_locally(host, SLS).assert_unchanged()
     before = {unit: app.main_pid(host, unit) for unit in pair}
     with load(host, even=True) as verdict:
-        begun = float(host.run(["date", "+%s.%N"]).stdout)
+        begun = now(host)
         record = restart(host, "drain")
-        ended = float(host.run(["date", "+%s.%N"]).stdout)
+        ended = now(host)
     assert record["result"] is True, record
     assert {entry["unit"]: str(entry["old"]["pid"]) for entry in record["processes"]} == before
     # One of the two works all the time.

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import time
 
 import pytest
 
 from test.hosts import app
-from test.hosts.conftest import sidekiq_pillar
+from test.hosts.conftest import make_whole, sidekiq_pillar
 from test.hosts.harness.host import Host
 from test.hosts.lab import apply_locally, put_pillar, salt_call
 
 SLS = "redis_sidekiq.sidekiq"
-RELEASES = itertools.count(1)
 SECRET = 'sesame-open-$x "q" \\'
 
 on_both = pytest.mark.parametrize("image", ["bookworm", "trixie"])
@@ -31,16 +29,8 @@ def own_pillar(**service) -> dict:
 def host(sidekiq_hosts, image):
     """The host with the plain pillar and an unbroken release, working."""
     host = sidekiq_hosts(image)
-    put_pillar(host, own_pillar())
-    if not app.is_whole(host):
-        release(host)
-    apply_locally(host, SLS).assert_ok()
+    make_whole(host, own_pillar())
     return host
-
-
-def release(host: Host) -> None:
-    """Deploy an unbroken release, in a folder of its own."""
-    app.release(host, str(next(RELEASES)))
 
 
 def restart(host: Host, strategy: str = "drain") -> dict:
@@ -175,7 +165,7 @@ def test_a_broken_release_is_told_and_works_again_when_it_is_mended(host, kind):
     assert sentence in record["comment"]
     assert "its journal ends with" in record["comment"]
     assert "sesame" not in json.dumps(record)
-    release(host)
+    app.deploy(host)
     run = apply_locally(host, SLS).assert_ok()
     if kind == "another Redis":
         assert restart(host)["result"] is True
