@@ -140,6 +140,34 @@ def stale(service: str | None = None) -> list[dict[str, Any]]:
     ]
 
 
+def ready(services: list[str]) -> dict[str, dict[str, Any]]:
+    """
+    What a roll-out has to know before it restarts services of this minion: whether they may be restarted, and need it.
+
+    services
+        Names of services in the settings.
+
+    Returns service -> ``problem`` (why it must not be restarted now, a sentence; empty: it may) and, as far as there is
+    none: ``release`` (where `current` points), ``due`` (why it has to be restarted, a list of sentences; empty: it need
+    not), ``strategy`` (``handover`` or ``drain``: what a restart would do now), ``budget`` (s that a restart may take
+    at most) and ``queues``, queue -> ``{here, elsewhere}``: how many processes fetch from it on this minion, and how
+    many on others. Nothing is raised for a service, so that one does not hide the others.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' sidekiq.ready '["sidekiq"]'
+    """
+    answers = {}
+    for service in services:
+        try:
+            answers[service] = _readiness(_service(service))
+        except (CommandExecutionError, SaltInvocationError) as err:
+            answers[service] = {"problem": str(err)}
+    return answers
+
+
 def processes() -> list[dict[str, Any]]:
     """
     All Sidekiq processes that beat in the Redis of this minion's services, of this host and of others.
@@ -807,6 +835,60 @@ def _stale(wish: dict[str, Any], one: dict[str, Any]) -> list[str]:
     return reasons
 
 
+def _readiness(wish: dict[str, Any]) -> dict[str, Any]:
+    looked = _look(wish)
+    _require_startable(wish, looked)
+    beats = []
+    if "REDIS_URL" in wish["env_names"]:
+        refusal = __salt__["sidekiq_redis.refusal"](wish["name"])
+        if refusal:
+            raise CommandExecutionError(refusal)
+        beats = __salt__["sidekiq_redis.beats"](wish["name"])
+    short = any(_memory_short(one["process"]) for one in looked if one["process"])
+    return {
+        "problem": "",
+        "release": os.path.realpath(wish["current"]),
+        "due": _due(looked),
+        "strategy": "drain" if short else wish["strategy"],
+        "budget": _budget(wish),
+        "queues": _consumers(_hostname(wish), looked, beats),
+    }
+
+
+def _due(looked: list[dict[str, Any]]) -> list[str]:
+    """What a restart with ``stale_only`` would do something about."""
+    due = []
+    for one in looked:
+        if one["active"] != "active" or not one["process"]:
+            due.append(f"{one['unit']} does not work, systemd calls it {one['active']}")
+        elif one["stale"]:
+            due.append(f"{one['unit']}: {'; '.join(one['stale'])}")
+        elif __salt__["sidekiq_units.helper_exists"](one["unit"]):
+            due.append(f"{one['unit']}: a restart that was cut off left its helper")
+    return due
+
+
+def _consumers(hostname: str, looked: list[dict[str, Any]], beats: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
+    """Who fetches from the queues of these processes: how many of themselves, and how many others."""
+    own = {beat["identity"] for one in looked if (beat := _beat_of(hostname, one["process"], beats))}
+    working = [beat for beat in beats if beat["beat_age"] < _FRESH and not beat["quiet"]]
+    names = {queue for beat in working if beat["identity"] in own for queue in beat["queues"]}
+    queues = {name: {"here": 0, "elsewhere": 0} for name in sorted(names)}
+    for beat in working:
+        for name in names.intersection(beat["queues"]):
+            queues[name]["here" if beat["identity"] in own else "elsewhere"] += 1
+    return queues
+
+
+def _memory_short(process: dict[str, Any]) -> str:
+    """Why there is no room for a second process beside this one; empty: there is."""
+    needed = int(process["rss"] * 1.25) + _SPARE_MEMORY
+    available = __salt__["sidekiq_units.available_memory"]()
+    if available >= needed:
+        return ""
+    return f"a second process needs {needed >> 20} MiB of memory, {available >> 20} MiB are available"
+
+
 def _is_below(path: str, folder: str) -> bool:
     return path == folder or path.startswith(folder.rstrip("/") + "/")
 
@@ -1054,17 +1136,10 @@ class _Replacement:
 
     def possible(self, strategy: str) -> str:
         """Two processes need the memory of two."""
-        if strategy != "handover":
-            return strategy
-        needed = int(self.old["process"]["rss"] * 1.25) + _SPARE_MEMORY
-        available = __salt__["sidekiq_units.available_memory"]()
-        if available >= needed:
-            return strategy
-        self.warn(
-            f"{self.unit} was drained instead of handed over: a second process needs {needed >> 20} MiB of memory, "
-            f"{available >> 20} MiB are available"
-        )
-        return "drain"
+        short = _memory_short(self.old["process"]) if strategy == "handover" else ""
+        if short:
+            self.warn(f"{self.unit} was drained instead of handed over: {short}")
+        return "drain" if short else strategy
 
     def raise_helper(self) -> None:
         """The new release proves itself beside the old process; if it cannot, nothing has happened."""
@@ -1410,15 +1485,17 @@ def _ready(record: dict[str, Any], wish: dict[str, Any]) -> list[dict[str, Any]]
                 # What runs is still the process of the older unit.
                 if one["unit"] in older and one["process"]:
                     one["stale"].append("it runs with an older unit")
-        for one in looked:
-            if not one["loaded"]:
-                reason = (
-                    "is masked: systemctl unmask it" if one["masked"] else "is not on this host: apply redis_sidekiq"
-                )
-                raise CommandExecutionError(f"{one['unit']} {reason} first")
-        if not os.path.exists(wish["current"]):
-            raise CommandExecutionError(f"There is no release at {wish['current']}: deploy one first")
+        _require_startable(wish, looked)
     return looked
+
+
+def _require_startable(wish: dict[str, Any], looked: list[dict[str, Any]]) -> None:
+    for one in looked:
+        if not one["loaded"]:
+            reason = "is masked: systemctl unmask it" if one["masked"] else "is not on this host: apply redis_sidekiq"
+            raise CommandExecutionError(f"{one['unit']} {reason} first")
+    if not os.path.exists(wish["current"]):
+        raise CommandExecutionError(f"There is no release at {wish['current']}: deploy one first")
 
 
 def _tidy(wish: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from test.hosts.harness.host import Host
 
 REPO = Path(__file__).resolve().parents[2]
-FORMULA = ("_modules", "_states", "redis_sidekiq")
+FORMULA = ("_modules", "_runners", "_states", "redis_sidekiq")
 FILE_ROOT = "/srv/formula"
 PILLAR_ROOT = "/srv/pillar"
 COMPILE = 1500.0  # s for a run that compiles Redis while the machine does much else
@@ -148,6 +148,7 @@ class Master:
         }
         host.write("/etc/salt/master.d/lab.conf", json.dumps(config))
         host.run(["systemctl", "enable", "--now", "salt-master"])
+        host.run(["salt-run", "saltutil.sync_runners"])
 
     def attach(self, *hosts: Host) -> None:
         """Make each host a minion of this master and wait until it answers."""
@@ -187,6 +188,11 @@ class Master:
         start = time.monotonic()
         words = ["state.apply", sls] + (["test=True"] if test else [])
         return StateRun.parse(self.call(host, *words, check=False, timeout=timeout), time.monotonic() - start)
+
+    def runner(self, *words: str, check: bool = True, timeout: float = 600) -> object:
+        """Run `salt-run` and return what the runner returned."""
+        done = self.host.run(["salt-run", "--out=json", *words], check=check, timeout=timeout)
+        return json.loads(done.stdout)
 
     def fire(self, tag: str, data: dict | None = None) -> None:
         """Send an event on the master's bus, as `salt-run event.send` does."""

@@ -57,21 +57,22 @@ After=network.target
 Type=notify
 NotifyAccess=all
 LimitNOFILE=100000
-KillMode=process
-ExecStart=/usr/bin/salt-{what}
+{more}ExecStart=/usr/bin/salt-{what}
 
 [Install]
 WantedBy=multi-user.target
 """
 # Files of Salt's layer: path -> text.
 FILES = {
-    "etc/systemd/system/salt-minion.service": SALT_UNIT.format(what="minion"),
-    "etc/systemd/system/salt-master.service": SALT_UNIT.format(what="master"),
+    # As Salt's own packages have them: a job survives the restart of its minion, and nothing that of the master.
+    "etc/systemd/system/salt-minion.service": SALT_UNIT.format(what="minion", more="KillMode=process\n"),
+    "etc/systemd/system/salt-master.service": SALT_UNIT.format(what="master", more=""),
+    "etc/systemd/system/salt-api.service": SALT_UNIT.format(what="api", more=""),
     "etc/pip.conf": "[global]\nno-index = true\nfind-links = /packages/wheels\n",
     # Hosts live for minutes: that the kernel has what dpkg wrote is enough.
     "etc/dpkg/dpkg.cfg.d/hosts": "force-unsafe-io\n" + "\n".join(UNWANTED) + "\n",
 }
-PROGRAMS = ("salt", "salt-call", "salt-key", "salt-master", "salt-minion", "salt-run")
+PROGRAMS = ("salt", "salt-api", "salt-call", "salt-key", "salt-master", "salt-minion", "salt-run")
 
 
 class Recipe(NamedTuple):

@@ -20,7 +20,8 @@ from test.hosts.harness.machine import PACKAGES, locked, remove, run, say
 
 # All that the formula may ask the distribution for, and what a test needs beside it.
 DEBIAN = """
-build-essential bundler ca-certificates libssl-dev libsystemd-dev pkg-config ruby ruby-dev ruby-sidekiq sudo ufw
+build-essential bundler ca-certificates capistrano git libssl-dev libsystemd-dev pkg-config ruby ruby-dev ruby-sidekiq
+sudo ufw
 """.split()
 
 # Upstream's sources as the suites of Debian carry them: suite -> release, sha256.

@@ -1,0 +1,160 @@
+"""A fleet: a master, a Redis host, and app servers whose Sidekiq works what is in that Redis.
+
+Used by the tests of roll-outs and their benchmark; standard library only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+from test.hosts import app
+from test.hosts.harness.host import Host
+from test.hosts.lab import PILLAR_ROOT, REPO, Master, apply_locally, make_masterless, put_pillar, tarball, wait_for
+
+PASSWORD = "correct-horse-battery-staple"
+CONFIG = "/etc/salt/master.d/redis_sidekiq.conf"
+REACTOR = [
+    {"redis_sidekiq/deploy/*": ["salt://redis_sidekiq/reactor/deploy.sls"]},
+    {"salt/netapi/hook/redis_sidekiq/deploy/*": ["salt://redis_sidekiq/reactor/webhook.sls"]},
+]
+
+
+class Fleet:
+    """Hosts of one app, as their pillar and the master's configuration make them.
+
+    Args:
+        boot: ``boot(name, image)`` gives a running host.
+        image: the image of a host that the formula made with the minimal pillar.
+        names: names of the app servers.
+        apps: names of apps beside ``app``, each with the names of its hosts.
+        prefix: what the names of the other hosts begin with.
+        bare: the image of the master.
+    """
+
+    def __init__(
+        self,
+        boot: Callable[[str, str], Host],
+        image: str,
+        names: list[str],
+        apps: dict[str, list[str]] | None = None,
+        prefix: str = "f",
+        bare: str = "bookworm",
+    ) -> None:
+        with ThreadPoolExecutor(4) as pool:
+            made = list(pool.map(lambda args: boot(*args), [(f"{prefix}-master", bare), (f"{prefix}-redis", image), *((name, image) for name in names)]))
+        host, self.redis, *self.servers = made
+        self.apps = {"app": {"minions": names}, **{name: {"minions": hosts} for name, hosts in (apps or {}).items()}}
+        self.configure(host)
+        self.master = Master(host, {})
+        self.make_redis()
+        self.put_pillars()
+        self.master.attach(*self.servers)
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(self.make_server, self.servers))
+
+    # Making
+
+    def configure(self, master: Host, **settings: object) -> None:
+        """Write the master's configuration: the reactor, and each app with more of its settings."""
+        apps = {name: {**entry, **settings} for name, entry in self.apps.items()}
+        master.write(CONFIG, json.dumps({"reactor": REACTOR, "redis_sidekiq": {"apps": apps}}))
+
+    def make_redis(self) -> None:
+        """A Redis that the app servers reach, and nobody else."""
+        instance = {
+            "bind": ["127.0.0.1", self.redis.address],
+            "password": PASSWORD,
+            "allow_from": [server.address for server in self.servers],
+        }
+        pillar = {"roles": ["redis", "firewall"], "redis": {**tarball("7.0.15"), "instances": {"6379": instance}}}
+        make_masterless(self.redis, {"redis_sidekiq": pillar})
+        self.redis.run(["systemctl", "disable", "--now", "sidekiq"])
+        apply_locally(self.redis).assert_ok()
+
+    def put_pillars(self, **service: object) -> None:
+        """One pillar for each app server: Sidekiq alone, and where its Redis is."""
+        service = {
+            "require": "./worker.rb",
+            "concurrency": 5,
+            "redis": "",
+            "redis_url": f"redis://:{PASSWORD}@{self.redis.address}:6379/0",
+            "start_timeout": 20,
+            **service,
+        }
+        settings = {"roles": ["sidekiq"], "sidekiq": {"install": "package", "services": {"sidekiq": service}}}
+        put_pillar(self.master.host, {"redis_sidekiq": settings})
+        assert self.master.host.exists(PILLAR_ROOT)
+
+    def make_server(self, server: Host) -> None:
+        """An app server in its first release, with no Redis of its own."""
+        app.release(server, "1")
+        self.master.apply(server).assert_ok()
+        server.run(["systemctl", "disable", "--now", "redis_6379"])
+
+    # Acting
+
+    def deploy(self, name: str, ruby: str = "", servers: list[Host] | None = None) -> None:
+        """Put a release on servers, as a deployment without a restart does."""
+        for server in servers or self.servers:
+            folder = app.release(server, name)
+            if ruby:
+                server.run(["sh", "-c", f"cat >> {folder}/worker.rb"], input=ruby + "\n")
+
+    def redis_cli(self, *words: str) -> str:
+        """Run one Redis command on the Redis host and return the answer."""
+        argv = ["env", f"REDISCLI_AUTH={PASSWORD}", "redis-cli", *words]
+        return self.redis.run(argv).stdout.strip()
+
+    def releases(self) -> dict[str, str]:
+        """Host -> name of the release that its Sidekiq process works in."""
+        return {server.name: app.working_directory(server).rpartition("/")[2] for server in self.servers}
+
+    def pids(self) -> dict[str, str]:
+        """Host -> main process of its Sidekiq."""
+        return {server.name: app.main_pid(server) for server in self.servers}
+
+    # Roll-outs
+
+    def show(self, name: str = "app") -> dict:
+        """What the master knows of the app's roll-outs."""
+        return self.master.runner("sidekiq_rollout.show", name)[name]
+
+    def roll(self, name: str = "app") -> dict:
+        """Roll out by hand and return the record."""
+        return self.master.runner("sidekiq_rollout.start", name, check=False)
+
+    def wait_idle(self, name: str = "app", seconds: float = 300) -> dict:
+        """Wait until nothing rolls and nothing waits; returns the last record."""
+        found: dict = {}
+
+        def is_idle() -> bool:
+            found.update(self.show(name))
+            return found["state"] == "idle" and not found["waiting"]
+
+        wait_for(is_idle, seconds, f"the end of {name}'s roll-outs")
+        return found["last"]
+
+    @contextlib.contextmanager
+    def events(self, pattern: str) -> Iterator[list]:
+        """The events of the master's bus that match, as (tag, data), while the block runs."""
+        seen: list = []
+        watch = self.master.host.popen(["salt-run", "state.event", pattern])
+
+        def read() -> None:
+            for line in watch.stdout:
+                tag, _, body = line.partition("\t")
+                if body.strip():
+                    seen.append((tag, json.loads(body)))
+
+        threading.Thread(target=read, daemon=True).start()
+        time.sleep(3)  # until it listens
+        try:
+            yield seen
+        finally:
+            time.sleep(1)
+            watch.kill()
