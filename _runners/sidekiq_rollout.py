@@ -44,6 +44,7 @@ log = logging.getLogger(__name__)
 _KEPT = 20  # roll-outs of an app that are remembered
 _SEEN = 1000  # signed requests of an app that are remembered, so that none counts twice
 _POLL = 0.2  # s
+_CALM, _STORM = 1.0, 30.0  # s without a request after which what waits is served; s after which it is anyway
 _SAVE = 0.5  # s between two writes of a record that grows
 _WORDS = 4000  # characters of a host's comment
 _EVENT_HOSTS = 300  # hosts in an event, failed ones first: the master's max_event_size is 1 MB
@@ -68,8 +69,8 @@ def start(app: str) -> dict[str, Any]:
     app
         Name of the app in ``redis_sidekiq:apps`` of the master's configuration.
 
-    Returns the record, see :func:`show`; the exit code is 1 if not every host is on its release. Raises
-    SaltInvocationError for an app that is not in the configuration, or wrong there.
+    Returns the record, see :func:`show`; with an app that is not in the configuration, or wrong there, only ``result``
+    (False) and ``comment``. The exit code is 1 if not every host is on its release.
 
     CLI Example:
 
@@ -77,8 +78,12 @@ def start(app: str) -> dict[str, Any]:
 
         salt-run sidekiq_rollout.start shop
     """
-    asked = request(app, f"{salt.utils.user.get_specific_user()} by salt-run")
-    return _concluded(_follow(_Ledger(__opts__, app), asked["serial"]))
+
+    def ask_and_follow() -> dict[str, Any]:
+        asked = _request(app, f"{salt.utils.user.get_specific_user()} by salt-run", "")
+        return _follow(_Ledger(__opts__, app), asked["serial"])
+
+    return _answer(ask_and_follow)
 
 
 def request(app: str, source: str = "command", once: str = "") -> dict[str, Any]:
@@ -95,8 +100,9 @@ def request(app: str, source: str = "command", once: str = "") -> dict[str, Any]
     once
         Something that belongs to this request alone, such as its signature: a second request with it is refused.
 
-    Returns ``app``, ``serial`` (int, the request's number) and ``state``: ``started`` or ``waiting``. Raises
-    SaltInvocationError for an app that is not in the configuration, or wrong there, or a request that was there before.
+    Returns ``result`` (bool) and ``comment``, and when it was taken ``app``, ``serial`` (int, the request's number) and
+    ``state``: ``started`` or ``waiting``. An app that is not in the configuration, or wrong there, is refused, and a
+    request that was there before; the master's log tells of it.
 
     CLI Example:
 
@@ -104,15 +110,7 @@ def request(app: str, source: str = "command", once: str = "") -> dict[str, Any]
 
         salt-run sidekiq_rollout.request shop
     """
-    _settings(__opts__, app)
-    ledger = _Ledger(__opts__, app)
-    with ledger.mutex():
-        serial = ledger.note(source, once)
-        lock = ledger.try_lock()
-        if lock:
-            with lock:
-                _spawn(__opts__, app, lock.fileno())
-    return {"app": app, "serial": serial, "state": "started" if lock else "waiting"}
+    return _answer(lambda: _request(app, source, once))
 
 
 def work(app: str, lock: int | None = None) -> dict[str, Any]:
@@ -143,6 +141,7 @@ def work(app: str, lock: int | None = None) -> dict[str, Any]:
                 held.close()
                 break
         record = _Rollout(__opts__, app, ledger, asked).run()
+        _await_calm(ledger)
     return record
 
 
@@ -165,11 +164,16 @@ def check(app: str) -> dict[str, Any]:
 
         salt-run sidekiq_rollout.check shop
     """
-    rollout = _Rollout(__opts__, app, None, {"serial": 0, "asked": []})
-    rollout.prepare()
-    rollout.check()
-    batches = [] if rollout.why_stop() else list(rollout.batches())
-    return {**rollout.record, "batches": batches, "totals": _totals(rollout.record)}
+
+    def look() -> dict[str, Any]:
+        rollout = _Rollout(__opts__, app, None, {"serial": 0, "asked": []})
+        rollout.prepare()
+        rollout.check()
+        batches = list(rollout.batches())
+        comment = rollout.why_stop() or f"{len(rollout.of('due'))} of {len(rollout.hosts)} hosts would be restarted"
+        return {**rollout.record, "result": not rollout.why_stop(), "comment": comment, "batches": batches}
+
+    return _answer(look)
 
 
 def show(app: str | None = None) -> dict[str, Any]:
@@ -214,14 +218,58 @@ def watch(app: str, wait: float = 0) -> dict[str, Any]:
 
         salt-run sidekiq_rollout.watch shop wait=60
     """
-    ledger = _Ledger(__opts__, _known(__opts__, app))
-    until = time.monotonic() + wait
-    while ledger.is_free() and time.monotonic() < until:
-        time.sleep(_POLL)
-    return _concluded(_follow(ledger))
+
+    def wait_and_follow() -> dict[str, Any]:
+        ledger = _Ledger(__opts__, app)
+        until = time.monotonic() + wait
+        while ledger.is_free() and time.monotonic() < until:
+            time.sleep(_POLL)
+        return _follow(ledger) or {"result": True, "comment": f"There was no roll-out of {app} yet"}
+
+    return _answer(wait_and_follow)
 
 
 # --- below: how it is done -------------------------------------------------------------------------------------------
+
+# Asking
+
+
+def _answer(act: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What a person, the reactor and an orchestration each understand: a record, and how it ended."""
+    try:
+        answer = act()
+    except (CommandExecutionError, SaltInvocationError, SaltClientError) as err:
+        log.error("%s", err)
+        answer = {"result": False, "comment": str(err)}
+    if not answer["result"]:
+        # The one is for an orchestration, the other for salt-run's exit code (salt/cli/run.py).
+        __context__["retcode"] = answer["retcode"] = 1
+    return answer
+
+
+def _request(app: str, source: str, once: str) -> dict[str, Any]:
+    _settings(__opts__, app)
+    ledger = _Ledger(__opts__, app)
+    with ledger.mutex():
+        serial = ledger.note(source, once)
+        lock = ledger.try_lock()
+        if lock:
+            with lock:
+                _spawn(__opts__, app, lock.fileno())
+    state, words = ("started", "has begun") if lock else ("waiting", "follows the one that runs")
+    comment = f"A roll-out of {app} {words}"
+    return {"app": app, "serial": serial, "state": state, "result": True, "comment": comment}
+
+
+def _await_calm(ledger: _Ledger) -> None:
+    """In a storm of events each roll-out that finds nothing to do would be followed by the next at once."""
+    until, serial = time.monotonic() + _STORM, ledger.book()["serial"]
+    while ledger.book()["asked"] and time.monotonic() < until:
+        time.sleep(_CALM)
+        before, serial = serial, ledger.book()["serial"]
+        if serial == before:
+            return
+
 
 # The master's configuration
 
@@ -367,8 +415,9 @@ class _Ledger:
 
     def adopt_lock(self, descriptor: int) -> Any:
         handle = os.fdopen(descriptor, "a", encoding="ascii")
-        if not os.path.samestat(os.fstat(descriptor), os.stat(os.path.join(self.folder, "lock"))):
-            raise SaltInvocationError(f"File descriptor {descriptor} is not the lock of this app's roll-outs")
+        with self._open("lock") as own:
+            if not os.path.sameopenfile(descriptor, own.fileno()):
+                raise SaltInvocationError(f"File descriptor {descriptor} is not the lock of this app's roll-outs")
         os.set_inheritable(descriptor, False)
         return handle
 
@@ -768,12 +817,6 @@ def _shortened(answer: dict[str, Any]) -> dict[str, Any]:
 def _fire(opts: dict[str, Any], tag: str, data: dict[str, Any]) -> None:
     with salt.utils.event.get_master_event(opts, opts["sock_dir"], listen=False) as bus:
         bus.fire_event(data, tag)
-
-
-def _concluded(record: dict[str, Any]) -> dict[str, Any]:
-    if not record.get("result"):
-        __context__["retcode"] = 1
-    return record
 
 
 def _follow(ledger: _Ledger, serial: int = 0) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from test.hosts import app
 from test.hosts.harness.host import Host
-from test.hosts.lab import PILLAR_ROOT, REPO, Master, apply_locally, make_masterless, put_pillar, tarball, wait_for
+from test.hosts.lab import PILLAR_ROOT, Master, apply_locally, make_masterless, put_pillar, tarball, wait_for
 
 PASSWORD = "correct-horse-battery-staple"
 CONFIG = "/etc/salt/master.d/redis_sidekiq.conf"
@@ -46,10 +46,15 @@ class Fleet:
         bare: str = "bookworm",
     ) -> None:
         with ThreadPoolExecutor(4) as pool:
-            made = list(pool.map(lambda args: boot(*args), [(f"{prefix}-master", bare), (f"{prefix}-redis", image), *((name, image) for name in names)]))
+            made = list(
+                pool.map(
+                    lambda args: boot(*args),
+                    [(f"{prefix}-master", bare), (f"{prefix}-redis", image), *((name, image) for name in names)],
+                )
+            )
         host, self.redis, *self.servers = made
         self.apps = {"app": {"minions": names}, **{name: {"minions": hosts} for name, hosts in (apps or {}).items()}}
-        self.configure(host)
+        host.write(CONFIG, self.config())
         self.master = Master(host, {})
         self.make_redis()
         self.put_pillars()
@@ -59,10 +64,19 @@ class Fleet:
 
     # Making
 
-    def configure(self, master: Host, **settings: object) -> None:
-        """Write the master's configuration: the reactor, and each app with more of its settings."""
+    @property
+    def url(self) -> str:
+        """The Redis of all servers."""
+        return f"redis://:{PASSWORD}@{self.redis.address}:6379/0"
+
+    def config(self, **settings: object) -> str:
+        """The master's configuration: the reactor, and each app with more of its settings."""
         apps = {name: {**entry, **settings} for name, entry in self.apps.items()}
-        master.write(CONFIG, json.dumps({"reactor": REACTOR, "redis_sidekiq": {"apps": apps}}))
+        return json.dumps({"reactor": REACTOR, "redis_sidekiq": {"apps": apps}})
+
+    def configure_apps(self, **settings: object) -> None:
+        """Give each app more settings. Roll-outs read the configuration anew; what the reactor knows stays."""
+        self.master.host.write(CONFIG, self.config(**settings))
 
     def make_redis(self) -> None:
         """A Redis that the app servers reach, and nobody else."""
@@ -82,7 +96,7 @@ class Fleet:
             "require": "./worker.rb",
             "concurrency": 5,
             "redis": "",
-            "redis_url": f"redis://:{PASSWORD}@{self.redis.address}:6379/0",
+            "redis_url": self.url,
             "start_timeout": 20,
             **service,
         }
@@ -111,8 +125,12 @@ class Fleet:
         return self.redis.run(argv).stdout.strip()
 
     def releases(self) -> dict[str, str]:
-        """Host -> name of the release that its Sidekiq process works in."""
-        return {server.name: app.working_directory(server).rpartition("/")[2] for server in self.servers}
+        """Host -> name of the release that its Sidekiq process works in; empty while there is none."""
+
+        def release(server: Host) -> str:
+            return server.run(["readlink", f"/proc/{app.main_pid(server)}/cwd"], check=False).stdout.strip()
+
+        return {server.name: release(server).rpartition("/")[2] for server in self.servers}
 
     def pids(self) -> dict[str, str]:
         """Host -> main process of its Sidekiq."""

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from test.hosts import app
 from test.hosts.harness.host import Host
 from test.hosts.lab import salt_call, wait_for
+
+Redis = Callable[..., str]
 
 STOP = "/tmp/load.stop"
 TRACES = ("enqueued", "worked", "runs", "started", "ends", "retry", "dead", "schedule", "queue:default")
@@ -45,23 +48,28 @@ class Verdict:
 
 
 @contextlib.contextmanager
-def load(host: Host, depth: int = 200, even: bool = False, settle: float = 90):
-    """Keep ``depth`` jobs waiting on ``host``; the verdict is filled in at the end, once all jobs had their turn.
+def load(
+    host: Host, depth: int = 200, even: bool = False, settle: float = 90, redis: Redis | None = None, url: str = ""
+):
+    """Keep ``depth`` jobs waiting; the verdict is filled in at the end, once all jobs had their turn.
 
     Args:
-        host: a host with the test app at work.
+        host: a host with the test app, where the producer runs.
         depth: how many jobs wait all the time.
         even: whether all of them take 50 ms; else they are a mixture, with long and failing ones.
         settle: how long to wait for the last of them (s).
+        redis: runs a Redis command; default: on the host's own instance.
+        url: of that Redis, for the producer; default: Sidekiq's own, the local one.
     """
+    redis = redis or functools.partial(app.redis, host)
     host.run(["rm", "-f", STOP])
-    app.redis(host, "del", *TRACES)
+    redis("del", *TRACES)
     folder = app.outside(host)
     words = f"{depth} {'even' if even else 'mixed'}"
-    producer = host.popen(
-        ["sh", "-c", f"cd {folder} && exec bundle exec ruby load.rb {words} > /tmp/load.count"], user="deploy"
-    )
-    wait_for(lambda: int(app.redis(host, "zcard", "ends")) > 100, 60, "jobs worked under load")
+    script = f"cd {folder} && exec bundle exec ruby load.rb {words} > /tmp/load.count"
+    environment = [f"REDIS_URL={url}"] if url else []
+    producer = host.popen(["env", *environment, "sh", "-c", script], user="deploy")
+    wait_for(lambda: int(redis("zcard", "ends")) > 100, 60, "jobs worked under load")
     verdict = Verdict()
     try:
         yield verdict
@@ -70,21 +78,21 @@ def load(host: Host, depth: int = 200, even: bool = False, settle: float = 90):
         host.run(["touch", STOP])
         producer.wait(30)
     with contextlib.suppress(AssertionError):  # what is missing then is told by the verdict
-        wait_for(lambda: _is_done(host), settle, "each job ended")
-    judge(host, verdict)
+        wait_for(lambda: _is_done(redis), settle, "each job ended")
+    judge(redis, verdict)
     assert verdict.enqueued >= int(host.run(["cat", "/tmp/load.count"]).stdout) > 0
 
 
-def judge(host: Host, verdict: Verdict) -> None:
+def judge(redis: Redis, verdict: Verdict) -> None:
     """Fill in what became of the jobs."""
-    enqueued, worked = _words(host, "smembers", "enqueued"), set(_words(host, "smembers", "worked"))
-    failed = _failed(host)
-    queued = {json.loads(line)["jid"] for line in _words(host, "lrange", "queue:default", "0", "-1")}
-    ends = _words(host, "zrange", "ends", "0", "-1", "withscores")
+    enqueued, worked = _words(redis, "smembers", "enqueued"), set(_words(redis, "smembers", "worked"))
+    failed = _failed(redis)
+    queued = {json.loads(line)["jid"] for line in _words(redis, "lrange", "queue:default", "0", "-1")}
+    ends = _words(redis, "zrange", "ends", "0", "-1", "withscores")
     verdict.enqueued, verdict.worked, verdict.failed = len(enqueued), len(worked), len(failed)
     verdict.missing = sorted(set(enqueued) - worked - failed - queued)
-    verdict.worked_again = sum(int(count) > 1 for count in _words(host, "hvals", "runs"))
-    begun, runs = _counts(host, "started"), _counts(host, "runs")
+    verdict.worked_again = sum(int(count) > 1 for count in _words(redis, "hvals", "runs"))
+    begun, runs = _counts(redis, "started"), _counts(redis, "runs")
     verdict.begun_again = sum(count > runs.get(jid, 0) for jid, count in begun.items() if jid in worked)
     verdict.ends = sorted(map(float, ends[1::2]))
 
@@ -103,19 +111,19 @@ def wait_until_in_flight(host: Host, jids: Collection[str]) -> None:
     wait_for(told, 25, "a beat that tells of the jobs")
 
 
-def _words(host: Host, *command: str) -> list[str]:
-    return [line for line in app.redis(host, *command).splitlines() if line]
+def _words(redis: Redis, *command: str) -> list[str]:
+    return [line for line in redis(*command).splitlines() if line]
 
 
-def _counts(host: Host, key: str) -> dict[str, int]:
-    words = _words(host, "hgetall", key)
+def _counts(redis: Redis, key: str) -> dict[str, int]:
+    words = _words(redis, "hgetall", key)
     return dict(zip(words[::2], map(int, words[1::2])))
 
 
-def _is_done(host: Host) -> bool:
+def _is_done(redis: Redis) -> bool:
     """Each job has ended, well or not. Jobs on their way from queue to end are in neither, so a count would not do."""
-    return not set(_words(host, "sdiff", "enqueued", "worked")) - _failed(host)
+    return not set(_words(redis, "sdiff", "enqueued", "worked")) - _failed(redis)
 
 
-def _failed(host: Host) -> set[str]:
-    return {json.loads(line)["jid"] for key in ("retry", "dead") for line in _words(host, "zrange", key, "0", "-1")}
+def _failed(redis: Redis) -> set[str]:
+    return {json.loads(line)["jid"] for key in ("retry", "dead") for line in _words(redis, "zrange", key, "0", "-1")}

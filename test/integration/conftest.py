@@ -9,6 +9,7 @@ from saltfactories.utils import random_string
 
 # No unit of this name is anywhere, so that a restart reaches the minion and ends there.
 SERVICE = "rs-test-no-such-unit"
+SECRET = "a-secret-that-is-long-enough"
 
 
 @pytest.fixture(scope="package")
@@ -31,14 +32,28 @@ def minion_id() -> str:
 
 
 @pytest.fixture(scope="package")
-def master(salt_factories, repo, pillar_root, minion_id):
+def secret_file(tmp_path_factory):
+    """The file with the secret of the app's webhooks."""
+    path = tmp_path_factory.mktemp("secrets") / "shop"
+    path.write_text(SECRET + "\n")
+    path.chmod(0o600)
+    return path
+
+
+@pytest.fixture(scope="package")
+def master(salt_factories, repo, pillar_root, minion_id, secret_file):
     """The master, with the shipped reactor and this minion as the app's only host."""
+    app = {"minions": [minion_id], "services": [SERVICE], "secret_file": str(secret_file)}
     overrides = {
         "interface": "127.0.0.1",
         "file_roots": {"base": [str(repo)]},
         "pillar_roots": {"base": [str(pillar_root)]},
-        "reactor": [{"redis_sidekiq/deploy/*": ["salt://redis_sidekiq/reactor/deploy.sls"]}],
-        "redis_sidekiq": {"apps": {"shop": {"minions": [minion_id], "services": [SERVICE]}}},
+        "runner_dirs": [str(repo / "_runners")],
+        "reactor": [
+            {"redis_sidekiq/deploy/*": ["salt://redis_sidekiq/reactor/deploy.sls"]},
+            {"salt/netapi/hook/redis_sidekiq/deploy/*": ["salt://redis_sidekiq/reactor/webhook.sls"]},
+        ],
+        "redis_sidekiq": {"apps": {"shop": app, "other": {**app, "secret_file": ""}}},
     }
     daemon = salt_factories.salt_master_daemon(random_string("master-", uppercase=False), overrides=overrides)
     with daemon.started():

@@ -6,7 +6,7 @@ import json
 import time
 
 import pytest
-from test.integration.conftest import SERVICE
+from test.integration.conftest import SECRET, SERVICE
 
 EVENT = "redis_sidekiq/deploy/shop"
 
@@ -22,8 +22,9 @@ def published(master, minion, event_listener):
         while True:
             events = event_listener.get_events([(master.id, "salt/job/*/new")], after_time=begun)
             jobs = [event.data for event in sorted(events, key=lambda event: event.stamp)]
-            # The tests' own commands are jobs too; a reaction has no command's name for its user's function.
-            jobs = [job for job in jobs if job["fun"] not in ("event.send", "event.fire_master", "test.ping")]
+            # The tests' own commands are jobs too, and roll-outs ask who is still at work.
+            own = ("event.send", "event.fire_master", "test.ping", "saltutil.find_job")
+            jobs = [job for job in jobs if job["fun"] not in own]
             if (enough and len(jobs) >= enough) or time.monotonic() > until:
                 return [{key: job[key] for key in ("fun", "tgt", "tgt_type", "arg")} for job in jobs]
             time.sleep(0.1)
@@ -33,9 +34,28 @@ def published(master, minion, event_listener):
 
 @pytest.fixture
 def the_call(minion):
-    """The one job that an event of the app may set off."""
-    arg = [{"__kwarg__": True, "service": SERVICE, "stale_only": True}]
-    return {"fun": "sidekiq.restart", "tgt": [minion.id], "tgt_type": "list", "arg": arg}
+    """The one job that an event of the app may set off here: the host is asked, and has no such unit to restart."""
+    arg = [{"__kwarg__": True, "services": [SERVICE]}]
+    return {"fun": "sidekiq.ready", "tgt": [minion.id], "tgt_type": "list", "arg": arg}
+
+
+@pytest.fixture(autouse=True)
+def nothing_rolls(master):
+    """No test sees the roll-outs of the one before."""
+    yield
+    cli, until = master.salt_run_cli(timeout=60), time.monotonic() + 60
+    while True:
+        apps = cli.run("sidekiq_rollout.show").data
+        if all(app["state"] == "idle" and not app["waiting"] for app in apps.values()):
+            return
+        assert time.monotonic() < until, apps
+        time.sleep(0.2)
+
+
+@pytest.fixture
+def last(master):
+    """The app's last roll-out."""
+    return lambda app="shop": master.salt_run_cli(timeout=60).run("sidekiq_rollout.show", app).data[app]["last"]
 
 
 @pytest.fixture
@@ -71,13 +91,31 @@ def forge(minion):
     return _forge
 
 
-def test_a_deploy_event_restarts_the_apps_service_on_its_minion(published, send_event, the_call):
-    assert published(lambda: send_event(EVENT), wait=10.0, enough=1) == [the_call]
+def test_a_deploy_event_asks_the_apps_minions(published, send_event, the_call, last):
+    assert published(lambda: send_event(EVENT), wait=20.0, enough=1) == [the_call]
+    assert last()["asked"][0]["by"] == "event"
 
 
 def test_an_event_from_the_master_does_too(published, master, the_call):
     send = master.salt_run_cli(timeout=60)
-    assert published(lambda: send.run("event.send", EVENT), enough=1) == [the_call]
+    assert published(lambda: send.run("event.send", EVENT), wait=20.0, enough=1) == [the_call]
+
+
+def test_a_roll_out_that_fails_says_why_and_ends_so(published, master, minion, the_call):
+    cli = master.salt_run_cli(timeout=60)
+    ended = []
+    assert published(lambda: ended.append(cli.run("sidekiq_rollout.start", "shop")), wait=2.0) == [the_call]
+    assert ended[0].returncode == 1 and not ended[0].data["result"]
+    assert f"{minion.id} failed: {SERVICE}: " in ended[0].data["comment"]
+    assert f"{minion.id}: failed" in ended[0].stderr
+
+
+def test_an_orchestration_fails_with_its_roll_out(master):
+    ended = master.salt_run_cli(timeout=60).run(
+        "state.orchestrate", "redis_sidekiq.deploy.rollout", "pillar={app: shop}"
+    )
+    assert ended.returncode == 1
+    assert f"{SERVICE}: " in str(ended.data)
 
 
 def test_the_minion_refuses_a_service_without_a_unit(salt):
@@ -93,26 +131,75 @@ HOSTILE = {
     "a YAML tag": {"rev": "!!python/object/apply:os.system ['touch MARKER']"},
     "another service": {"service": "ssh", "services": ["ssh"], "args": [{"service": "ssh"}]},
     "a forged sender": {"id": "master", "minions": ["*"], "__pub_user": "root", "user": "root"},
+    "another app": {"app": "other", "data": {"app": "other"}, "tag": "redis_sidekiq/deploy/other"},
+    "a strategy": {"strategy": "drain", "batch": "100%", "canary": 0, "failures": 99, "lock": 3, "once": "x"},
     "no dictionary within": {"data": [1, 2, 3]},
     "a webhook's shape": {"post": {"service": "ssh"}, "headers": {"X": "1"}, "body": "{{ 7 * 7 }}"},
-    "very much": {"rev": "x" * 100_000},
+    "shell metacharacters": {"rev": "; touch MARKER; $(touch MARKER) `touch MARKER` | touch MARKER"},
+    "very much": {"rev": "x" * 700_000},
+    "very deep": json.loads("[" * 300 + "]" * 300),
 }
+TAGS = [
+    *["unknown", "", "*", "shop/x", "shop\n", "shop\nlocal.cmd.run: {}", "../shop", "{{ 'shop' }}", "a" * 500, "shop "],
+    *["shop;id", "$(id)", "shop\0", "%2e%2e/shop", "SHOP", "sh\u00f6p", "shop#", "__opts__", ".", "-shop"],
+]
 
 
-@pytest.mark.parametrize("kind", HOSTILE)
-def test_hostile_data_sets_off_the_same_call_and_nothing_else(published, forge, the_call, tmp_path, kind):
-    marker = tmp_path / "owned"
-    data = json.loads(json.dumps(HOSTILE[kind]).replace("MARKER", str(marker)))
-    assert published(lambda: forge({"tag": EVENT, "data": data}), wait=2.0) == [the_call]
+def test_hostile_data_set_off_the_same_call_and_nothing_else(published, forge, the_call, tmp_path, last):
+    marker, before = tmp_path / "owned", last().get("serial", 0)
+    hostile = json.loads(json.dumps(HOSTILE).replace("MARKER", str(marker)))
+    events = [{"tag": EVENT, "data": data if isinstance(data, dict) else {"data": data}} for data in hostile.values()]
+
+    def send():
+        for event in events:
+            forge(event)
+
+    calls = published(send, wait=8.0)
+    assert calls and all(call == the_call for call in calls)
+    assert last()["serial"] == before + len(events)
     assert not marker.exists()
 
 
 def test_hostile_tags_set_off_nothing(published, forge):
-    tags = ["unknown", "", "*", "shop/x", "shop\n", "shop\nlocal.cmd.run: {}", "../shop", "{{ 'shop' }}", "a" * 500, "shop "]
-    events = [{"tag": f"redis_sidekiq/deploy/{tag}", "data": {"id": "web1"}} for tag in tags]
-    assert published(lambda: forge(*events), wait=4.0) == []
+    events = [{"tag": f"redis_sidekiq/deploy/{tag}", "data": {"id": "web1"}} for tag in TAGS]
+    assert published(lambda: forge(*events), wait=6.0) == []
 
 
-def test_a_burst_of_events_is_that_many_calls_of_the_one_function(published, forge, the_call):
-    burst = [{"tag": EVENT, "data": {"n": n, "id": f"web{n}"}} for n in range(30)]
-    assert published(lambda: forge(*burst), wait=20.0, enough=30) == [the_call] * 30
+def hook(load, body=b"{}", secret=SECRET, **changed):
+    """An event as salt-api makes it of a signed call, with headers changed."""
+    headers = {**load("docs/examples/deploy_hook.py").headers(secret.encode(), body), **changed}
+    return {
+        "tag": "salt/netapi/hook/redis_sidekiq/deploy/shop",
+        "data": {"headers": headers, "body": body.decode(), "post": {}},
+    }
+
+
+def test_a_signed_webhook_counts_once(published, forge, the_call, load, last):
+    call = hook(load)
+    assert published(lambda: forge(call), wait=20.0, enough=1) == [the_call]
+    assert last()["asked"][0]["by"] == "webhook"
+    assert published(lambda: forge(call, call, call), wait=4.0) == []
+
+
+def test_webhooks_with_something_wrong_set_off_nothing(published, forge, load):
+    right = hook(load)
+    other = {**right, "tag": right["tag"].replace("/shop", "/other")}  # an app without a secret
+    calls = [
+        hook(load, secret="another-secret-of-that-length"),
+        hook(load, **{"Webhook-Signature": ""}),
+        hook(load, **{"Webhook-Timestamp": "1"}),
+        hook(load, **{"Webhook-Id": "another"}),
+        {**right, "data": {**right["data"], "body": "{ }"}},
+        {**right, "data": {**right["data"], "headers": {}}},
+        {**right, "data": {"id": "master"}},
+        {**right, "tag": right["tag"].replace("/shop", "/nosuch")},
+        other,
+    ]
+    assert published(lambda: forge(*calls), wait=6.0) == []
+
+
+def test_a_burst_of_events_is_two_calls(published, forge, the_call, last):
+    before = last().get("serial", 0)
+    burst = [{"tag": EVENT, "data": {"n": n, "id": f"web{n}"}} for n in range(200)]
+    assert published(lambda: forge(*burst), wait=60.0, enough=2) == [the_call] * 2
+    assert last()["serial"] == before + 200

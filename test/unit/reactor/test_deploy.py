@@ -2,63 +2,25 @@
 
 from __future__ import annotations
 
-import salt.loader
-import salt.template
 import pytest
 
-APPS = {
-    "shop": {"minions": ["web1.example.org", "web2.example.org"], "services": ["sidekiq", "mails"]},
-    "blog": {"minions": ["blog1"], "services": ["sidekiq"]},
-}
+APPS = {"shop": {"minions": ["web1.example.org"]}, "blog": {"minions": ["blog1"], "services": ["sidekiq"]}}
 
 
 def reaction(app: str) -> dict:
-    return {
-        f"Deploy of {app} restarts {service}": {
-            "local.sidekiq.restart": [
-                {"tgt": APPS[app]["minions"]},
-                {"tgt_type": "list"},
-                {"args": [{"service": service}, {"stale_only": True}]},
-            ]
-        }
-        for service in APPS[app]["services"]
-    }
-
-
-@pytest.fixture(scope="module")
-def opts(tmp_path_factory):
-    import salt.config
-
-    opts = salt.config.master_config(None)
-    root = tmp_path_factory.mktemp("master")
-    opts.update(cachedir=str(root), root_dir=str(root), grains={}, pillar={}, id="master", file_client="local")
-    return opts
+    return {f"Roll out {app}": {"runner.sidekiq_rollout.request": [{"args": [{"app": app}, {"source": "event"}]}]}}
 
 
 @pytest.fixture
-def render(repo, opts):
-    """Render as salt.utils.reactor does: a copy of the master's options, the tag and the data."""
-
-    def _render(tag, data=None, apps=APPS):
-        opts_now = dict(opts, redis_sidekiq={"apps": apps})
-        renderers = salt.loader.render(opts_now, {})
-        return salt.template.compile_template(
-            str(repo / "redis_sidekiq/reactor/deploy.sls"),
-            renderers,
-            "jinja|yaml",
-            opts_now["renderer_blacklist"],
-            opts_now["renderer_whitelist"],
-            saltenv="base",
-            sls="deploy",
-            tag=tag,
-            data={} if data is None else data,
-        )
+def render(render_sls):
+    def _render(tag, data=None, settings={"apps": APPS}):  # noqa: B006 (not changed)
+        return render_sls("deploy", tag, data, settings)
 
     return _render
 
 
 @pytest.mark.parametrize("app", sorted(APPS))
-def test_an_apps_event_restarts_its_services_on_its_minions(render, app):
+def test_an_apps_event_asks_for_its_roll_out(render, app):
     assert render(f"redis_sidekiq/deploy/{app}") == reaction(app)
 
 
@@ -111,33 +73,18 @@ def test_a_tag_that_names_no_app_does_nothing(render, tag):
     assert render(tag) == {}
 
 
-@pytest.mark.parametrize(
-    "apps",
-    [
-        None,
-        [],
-        {"shop": None},
-        {"shop": ["web1"]},
-        {"shop": {}},
-        {"shop": {"minions": "*", "services": ["sidekiq"]}},
-        {"shop": {"minions": [], "services": ["sidekiq"]}},
-        {"shop": {"minions": ["*"], "services": ["sidekiq"]}},
-        {"shop": {"minions": ["web1", 2], "services": ["sidekiq"]}},
-        {"shop": {"minions": ["web1,web2"], "services": ["sidekiq"]}},
-        {"shop": {"minions": ["web1"]}},
-        {"shop": {"minions": ["web1"], "services": "sidekiq"}},
-        {"shop": {"minions": ["web1"], "services": ["sidekiq; id"]}},
-        {"shop": {"minions": ["web1"], "services": [["sidekiq"]]}},
-    ],
-)
-def test_a_mistaken_map_does_nothing(render, apps):
-    assert render("redis_sidekiq/deploy/shop", apps=apps) == {}
+@pytest.mark.parametrize("settings", [None, [], "shop", {}, {"apps": None}, {"apps": ["shop"]}, {"apps": {"Shop": {}}}])
+def test_a_map_without_the_app_does_nothing(render, settings):
+    assert render("redis_sidekiq/deploy/shop", settings=settings) == {}
 
 
-def test_the_example_configuration_is_a_working_one(repo, render):
+def test_the_example_configuration_is_a_working_one(repo, render, load):
     import salt.utils.yaml
 
     example = salt.utils.yaml.safe_load((repo / "docs/examples/master.d/redis_sidekiq.conf").read_text())
-    assert example["reactor"] == [{"redis_sidekiq/deploy/*": ["salt://redis_sidekiq/reactor/deploy.sls"]}]
-    [(state, call)] = render("redis_sidekiq/deploy/app", apps=example["redis_sidekiq"]["apps"]).items()
-    assert call["local.sidekiq.restart"][0] == {"tgt": ["web1.example.org"]}
+    for entry in example["reactor"]:
+        for (sls,) in entry.values():
+            assert (repo / sls.removeprefix("salt://")).exists()
+    assert list(render("redis_sidekiq/deploy/app", settings=example["redis_sidekiq"])) == ["Roll out app"]
+    rollout = load("_runners/sidekiq_rollout.py")
+    assert rollout._settings(example, "app")["minions"] == ["web1.example.org"]
