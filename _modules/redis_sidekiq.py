@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
 import salt.loader
+import salt.utils.path
 from salt.exceptions import SaltInvocationError
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ class Entries(NamedTuple):
     parts: dict[str, Any]
 
 
-ROLES = ("redis", "firewall", "sidekiq")  # in the order in which they are set up
+ROLES = ("redis", "firewall", "sidekiq", "deploy")  # in the order in which they are set up
 VERBS = ("restart", "start", "stop")
 POLICIES = ("allow", "deny", "reject")
 EVICTION = (
@@ -282,7 +283,7 @@ FIREWALL = Section(
 )
 
 DEPLOY = Section(
-    "The user who deploys, and what sudo lets him do to the Sidekiq services.",
+    "The user who deploys, and what sudo lets him do: act on the Sidekiq services, send the deploy events of his apps.",
     {
         "user": Setting("user", "deploy", "His login name."),
         "create_user": Setting(
@@ -300,6 +301,14 @@ DEPLOY = Section(
             "sudoers name",
             "sidekiq-deploy",
             "Name of the file in `/etc/sudoers.d`; sudo skips names with a dot or `~`.",
+        ),
+        "apps": Setting(
+            "list of app",
+            [],
+            "For the role deploy: the apps whose deploy event `redis_sidekiq/deploy/APP` he may send from this host, each "
+            "by a command of its own, `sudo /usr/local/sbin/sidekiq-deployed-APP`. None by default: an event acts on "
+            "other hosts.",
+            example=["shop"],
         ),
     },
 )
@@ -477,8 +486,9 @@ CONTRACT = Section(
     {
         "roles": Setting(
             "list of choice",
-            list(ROLES),
-            "What this minion gets. All of it: a host that does everything is the simplest one.",
+            ["redis", "firewall", "sidekiq"],
+            "What this minion gets. All that works jobs: a host that does everything is the simplest one. `deploy` is for "
+            "a host that deploys, where Capistrano or a CI job runs; it sends deploy events.",
             choices=ROLES,
             least=1,
             example=["redis", "firewall"],
@@ -500,6 +510,7 @@ PACKAGES = {
         # Gems with native parts are compiled at a deploy.
         "gemfile": ["build-essential", "bundler", "ruby", "ruby-dev"],
         "package": ["bundler", "ruby", "ruby-sidekiq"],
+        "deploy": ["sudo"],
     },
 }
 
@@ -1153,6 +1164,7 @@ KINDS = {
         r"[A-Za-z0-9](?:[A-Za-z0-9@_-]{0,62}[A-Za-z0-9_-])?",
         _read_service,
     ),
+    "app": _text("an app's name: letters, digits, _ and -, at most 64", r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}"),
     "sudoers name": _text("a file name of letters, digits, _ and -; sudo skips others", r"[A-Za-z0-9_-]{1,64}"),
     "environment": _text("a name of letters, digits, _ and -", r"[A-Za-z0-9_-]+"),
     "package": _text("a package's name", r"[a-z0-9][a-z0-9+.-]+"),
@@ -1354,8 +1366,9 @@ def _accounts_differ(wish, problems):
 
 
 def _roles_have_something_to_do(wish, problems):
-    """The role redis needs an instance, the role sidekiq a service."""
-    for role, key, path in (("redis", "instances", f"{R}:instances"), ("sidekiq", "services", f"{S}:services")):
+    """The role redis needs an instance, the role sidekiq a service, the role deploy an app."""
+    for role, key in (("redis", "instances"), ("sidekiq", "services"), ("deploy", "apps")):
+        path = f"{ROOT}:{role}:{key}"
         if role in wish["roles"] and not wish[role][key] and not problems.at(path):
             problems.add(path, f"found none; name one, or take {role!r} out of {ROOT}:roles")
 
@@ -1533,17 +1546,23 @@ def _unit_names_differ(wish, problems):
             problems.add(f"{S}:services:{name}", "is the unit of a Redis instance; take another name")
 
 
+def _events_can_be_sent(wish, problems):
+    """The role deploy needs Salt's `salt-call` on the minion: it is what sends an event."""
+    if "deploy" in wish["roles"] and not _salt_call():
+        problems.add(f"{ROOT}:roles", "found 'deploy', but there is no salt-call in this minion's PATH")
+
+
 def _users_exist(wish, problems):
     """A service's user, its group and the deploy user exist, or are made (`create_user`)."""
-    deploy = wish["deploy"]
-    if "sidekiq" not in wish["roles"] or problems.at(D):
+    deploy, services = wish["deploy"], wish["sidekiq"]["services"] if "sidekiq" in wish["roles"] else {}
+    if not {"sidekiq", "deploy"} & set(wish["roles"]) or problems.at(D):
         return
     made = [deploy["user"]] if deploy["create_user"] else []
     if not made and not _exists(pwd.getpwnam, deploy["user"]):
         problems.add(
             f"{D}:user", f"found {deploy['user']!r}, who does not exist; make him first, or set create_user: true"
         )
-    for name, service in wish["sidekiq"]["services"].items():
+    for name, service in services.items():
         path = f"{S}:services:{name}"
         user, group = service["user"], service["group"]
         if user and user not in [deploy["user"], *made] and not _exists(pwd.getpwnam, user):
@@ -1576,6 +1595,7 @@ RULES = (
     _rules_suit_ufw,
     _rules_agree,
     _ssh_stays_reachable,
+    _events_can_be_sent,
     _users_exist,
     _unit_names_differ,
     _command_is_absolute,
@@ -1598,6 +1618,10 @@ def _exists(lookup: Callable[[str], Any], name: str) -> bool:
     except KeyError:
         return False
     return True
+
+
+def _salt_call() -> str:
+    return salt.utils.path.which("salt-call") or ""
 
 
 def _releases(function: str) -> Callable:
@@ -1763,16 +1787,27 @@ def _firewall_rules(wish) -> list[dict[str, str]]:
 
 
 def _deploy(wish) -> dict[str, Any]:
-    """``user``, ``create_user``, ``home``, ``verbs``, ``sudoers`` (a path), ``units`` that he may act on."""
-    deploy = wish["deploy"]
+    """
+    ``user``, ``create_user``, ``home``, ``verbs``, ``sudoers`` (a path), ``units`` that he may act on, and for the role
+    deploy ``apps``, ``events`` (see :func:`_event`), ``commands`` that send them (paths) and ``salt_call`` (a path).
+    """
+    deploy, roles, services = wish["deploy"], wish["roles"], wish["sidekiq"]["services"]
+    events = [_event(app) for app in deploy["apps"]] if "deploy" in roles else []
+    acts = "sidekiq" in roles and deploy["verbs"]
     return {
         **deploy,
         "home": deploy["home"] or f"/home/{deploy['user']}",
         "sudoers": f"/etc/sudoers.d/{deploy['sudoers']}",
-        "units": [unit for name, service in wish["sidekiq"]["services"].items() for unit in _units(name, service)]
-        if deploy["verbs"]
-        else [],
+        "units": [unit for name, service in services.items() for unit in _units(name, service)] if acts else [],
+        "events": events,
+        "commands": [event["command"] for event in events],
+        "salt_call": _salt_call() if events else "",
     }
+
+
+def _event(app) -> dict[str, str]:
+    """``app``, ``tag`` of its deploy event, ``command`` (a path) that sends it."""
+    return {"app": app, "tag": f"redis_sidekiq/deploy/{app}", "command": f"/usr/local/sbin/sidekiq-deployed-{app}"}
 
 
 def _sidekiq(wish, reveal) -> dict[str, Any]:

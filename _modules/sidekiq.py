@@ -60,6 +60,11 @@ _LOSS = "Failed to requeue"  # lib/sidekiq/fetch.rb: the jobs it was about to pu
 _UNIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9@_-]*")
 # A name that begins with a capital could be read as an alias, `%`, `#` and `+` as a group, an id, a netgroup.
 _USER_NAME = re.compile(r"[a-z_][a-z0-9_-]*(\.[a-z0-9_-]+)*")
+# No word of sudo's, and nothing that a pattern, a list or an escape begins with.
+_COMMAND = re.compile(r"(/[A-Za-z0-9_][A-Za-z0-9_.+-]*)+")
+_EVENT_COMMAND = re.compile(r"sidekiq-deployed-[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+# How redis_sidekiq/deploy/files/sidekiq-deployed.jinja begins.
+_EVENT_COMMAND_BEGINS = b"#!/bin/sh\n# Managed by Salt (formula redis_sidekiq)"
 _SUDOERS_FILE = re.compile(r"[A-Za-z0-9_-]+")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _INCLUDE = re.compile(r'^\s*[@#](include|includedir)\s+(?:"([^"]+)"|((?:\\.|[^\s"\\])+))\s*$')
@@ -519,21 +524,25 @@ def environment_write(name: str, service: str) -> None:
 # What sudo lets the deploy user do -----------------------------------------------------------------------------------
 
 
-def sudoers_text(user: str, units: list[str], verbs: list[str]) -> str:
+def sudoers_text(user: str, units: list[str], verbs: list[str], commands: list[str] | None = None) -> str:
     """
-    The sudoers file that lets a user say these verbs about these units to systemctl, without a password.
+    The sudoers file that lets a user say these verbs about these units to systemctl, and run these commands, without a
+    password.
 
     Each line is a whole command: absolute path as it is on this host, all arguments, both spellings of the unit.
     sudo compares arguments as text, so `restart sidekiq` does not cover `restart sidekiq.service` (sudoers(5)). NOEXEC,
     because on a terminal systemctl starts systemd-tty-ask-password-agent, as root: with it systemctl prints one line
-    about that and does its work all the same, and no pager or editor can ever come out of these commands.
+    about that and does its work all the same, and no pager or editor can ever come out of these commands. What is in
+    ``commands`` is allowed without arguments only, may start programs of its own, and takes no variable of the caller.
 
     user
         Login name.
     units
-        Units, with or without ``.service``.
+        Units, with or without ``.service``; may be empty if there are commands.
     verbs
         Some of restart, start, stop.
+    commands
+        Absolute paths of commands; default: none.
 
     Returns the text. Raises SaltInvocationError for anything that sudo could read as more than a plain name.
 
@@ -547,7 +556,9 @@ def sudoers_text(user: str, units: list[str], verbs: list[str]) -> str:
         "# Managed by Salt (formula redis_sidekiq): changes made here are undone by the next run.",
         f"# What {user} may run as root without a password: these commands to the letter.",
     ]
-    lines += [f"{user} ALL=(root) NOPASSWD: NOEXEC: {' '.join(argv)}" for argv in _granted(user, units, verbs)]
+    lines += [
+        f"{user} ALL=(root) NOPASSWD: {_tags(argv)} {_spelt(argv)}" for argv in _granted(user, units, verbs, commands)
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -591,13 +602,13 @@ def sudoers_validate(text: str, name: str) -> None:
             raise CommandExecutionError(_whole_policy_sentence(whole, copies, name))
 
 
-def sudoers_write(name: str, user: str, units: list[str], verbs: list[str]) -> None:
+def sudoers_write(name: str, user: str, units: list[str], verbs: list[str], commands: list[str] | None = None) -> None:
     """
     Put the deploy user's sudoers file in place: validated before, proven with sudo after, taken back if not as meant.
 
     name
         Path of the file, such as ``/etc/sudoers.d/sidekiq-deploy``.
-    user, units, verbs
+    user, units, verbs, commands
         See :func:`sudoers_text`.
 
     Returns None. Raises SaltInvocationError or CommandExecutionError; the file is then as it was before.
@@ -608,11 +619,12 @@ def sudoers_write(name: str, user: str, units: list[str], verbs: list[str]) -> N
 
         salt '*' sidekiq.sudoers_write /etc/sudoers.d/sidekiq-deploy deploy '["sidekiq"]' '["restart"]'
     """
-    text = sudoers_text(user, units, verbs)
+    text = sudoers_text(user, units, verbs, commands)
+    commands_validate(commands or [])
     sudoers_validate(text, name)
     before = file_facts(name)
     _write(name, text, 0o440)
-    wrong = _sudo_proof(user, units, verbs)
+    wrong = _sudo_proof(user, units, verbs, commands or [])
     if not wrong:
         return
     if before:
@@ -622,6 +634,29 @@ def sudoers_write(name: str, user: str, units: list[str], verbs: list[str]) -> N
     raise CommandExecutionError(
         f"sudo did not take {name} as meant, so the file is as it was before: " + "; ".join(wrong)
     )
+
+
+def commands_validate(commands: list[str]) -> None:
+    """
+    Check that nobody but root can change what these commands do: the files and the folders on their way are root's, no
+    links, and not writable by a group or by others. What is not there yet is passed over.
+
+    commands
+        Absolute paths.
+
+    Returns None. Raises SaltInvocationError for a path that sudo could read as more than one plain file,
+    CommandExecutionError that names each file or folder and says what is wrong with it.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' sidekiq.commands_validate '["/usr/local/sbin/sidekiq-deployed-shop"]'
+    """
+    places = [place for path in commands for place in _way_to(path)]
+    wrong = [f"{place} {reason}" for place in dict.fromkeys(places) if (reason := _not_roots_alone(place))]
+    if wrong:
+        raise CommandExecutionError(f"No command is allowed that others than root could change: {'; '.join(wrong)}")
 
 
 def sudoers_remove(name: str) -> None:
@@ -658,7 +693,9 @@ def sudo_installed() -> bool:
     return bool(salt.utils.path.which("sudo") and salt.utils.path.which("visudo"))
 
 
-def sudo_check(user: str, units: list[str] | None = None, verbs: list[str] | None = None) -> dict[str, Any]:
+def sudo_check(
+    user: str, units: list[str] | None = None, verbs: list[str] | None = None, commands: list[str] | None = None
+) -> dict[str, Any]:
     """
     What a user may do by sudo, in sudo's own words, beside what the formula means him to do.
 
@@ -668,6 +705,8 @@ def sudo_check(user: str, units: list[str] | None = None, verbs: list[str] | Non
         Units that he is meant to act on; default: the Sidekiq units of the settings.
     verbs
         Verbs that he is meant to say; default: those of the settings.
+    commands
+        Commands that he is meant to run without arguments; default: those of the settings.
 
     Returns ``user``, ``rules`` (list of ``{runas, tags, command}``), ``missing`` (commands meant for him that sudo does
     not allow without a password), ``beyond`` (rules that allow something else). One process: ``sudo -l -U USER``.
@@ -680,11 +719,12 @@ def sudo_check(user: str, units: list[str] | None = None, verbs: list[str] | Non
 
         salt '*' sidekiq.sudo_check deploy
     """
-    if units is None or verbs is None:
+    if units is None or verbs is None or commands is None:
         deploy = _settings()["deploy"]
         units = deploy["units"] if units is None else units
         verbs = deploy["verbs"] if verbs is None else verbs
-    meant = [" ".join(argv) for argv in _granted(user, units, verbs)]
+        commands = deploy["commands"] if commands is None else commands
+    meant = [_spelt(argv) for argv in _granted(user, units, verbs, commands)]
     rules = _sudo_rules(user)
     free = {rule["command"] for rule in rules if rule["runas"] == "root" and "NOPASSWD" in rule["tags"]}
     return {
@@ -693,6 +733,51 @@ def sudo_check(user: str, units: list[str] | None = None, verbs: list[str] | Non
         "missing": [command for command in meant if command not in free],
         "beyond": [rule for rule in rules if rule["command"] not in meant or rule["runas"] != "root"],
     }
+
+
+# The commands that send deploy events --------------------------------------------------------------------------------
+
+
+def event_commands(name: str) -> list[str]:
+    """
+    The commands for deploy events in a folder that are this formula's: by their name and by how they begin.
+
+    name
+        Path of the folder.
+
+    Returns their paths, sorted; files of others, links and folders are never among them.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' sidekiq.event_commands /usr/local/sbin
+    """
+    paths = [os.path.join(name, entry) for entry in folder_entries(name) or [] if _EVENT_COMMAND.fullmatch(entry)]
+    return [path for path in paths if _begins(path, _EVENT_COMMAND_BEGINS)]
+
+
+def event_commands_remove(name: str, paths: list[str]) -> None:
+    """
+    Take commands for deploy events away.
+
+    name
+        Path of their folder.
+    paths
+        Their paths; one that is not among :func:`event_commands` is left as it is.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' sidekiq.event_commands_remove /usr/local/sbin '["/usr/local/sbin/sidekiq-deployed-shop"]'
+    """
+    for path in event_commands(name):
+        if path in paths:
+            try:
+                os.unlink(path)
+            except OSError as err:
+                raise CommandExecutionError(f"Cannot remove {path}: {err.strerror}") from err
 
 
 # Files ---------------------------------------------------------------------------------------------------------------
@@ -1680,10 +1765,18 @@ def _printable(text: str, but: str) -> bool:
 # sudo
 
 
-def _granted(user: str, units: list[str], verbs: list[str]) -> list[list[str]]:
-    """The commands to grant, each as argv; from intent only, so that nothing needs an escape."""
+def _granted(user: str, units: list[str], verbs: list[str], commands: list[str] | None) -> list[list[str]]:
+    """What to grant, each as argv, commands of one word last; from intent only, so that nothing needs an escape."""
     if not _USER_NAME.fullmatch(user) or user == "root":
         raise SaltInvocationError(f"{user!r} cannot be granted a command: give a plain login name in lower case")
+    for path in commands or []:
+        _way_to(path)
+    if not units and not commands:
+        raise SaltInvocationError("There is no unit to grant: name one, or leave the sudoers file out")
+    return [*(_granted_units(units, verbs) if units else []), *([path] for path in commands or [])]
+
+
+def _granted_units(units: list[str], verbs: list[str]) -> list[list[str]]:
     wrong = [verb for verb in verbs if verb not in VERBS]
     if wrong or not verbs:
         raise SaltInvocationError(f"Only these verbs can be granted: {', '.join(VERBS)}; found {wrong or 'none'}")
@@ -1691,10 +1784,51 @@ def _granted(user: str, units: list[str], verbs: list[str]) -> list[list[str]]:
     for name in names:
         if not _UNIT_NAME.fullmatch(name):
             raise SaltInvocationError(f"{name!r} is no name of a unit that can be granted: letters, digits, @, - and _")
-    if not names:
-        raise SaltInvocationError("There is no unit to grant: name one, or leave the sudoers file out")
     systemctl = os.path.realpath(_tool("systemctl", "systemd"))
     return [[systemctl, verb, name + end] for name in names for verb in verbs for end in ("", ".service")]
+
+
+def _spelt(argv: list[str]) -> str:
+    """A command as sudoers has it and `sudo -l` shows it, where a path alone would mean: with any arguments."""
+    return " ".join(argv) if len(argv) > 1 else f'{argv[0]} ""'
+
+
+def _tags(argv: list[str]) -> str:
+    return "NOEXEC:" if len(argv) > 1 else "EXEC: NOSETENV:"
+
+
+def _way_to(path: str) -> list[str]:
+    """A command's file and each folder on its way, the root folder first."""
+    if not isinstance(path, str) or not _COMMAND.fullmatch(path):
+        raise SaltInvocationError(
+            f"{path!r} is no command that can be granted: an absolute path of letters, digits, _, -, + and ., without .."
+        )
+    words = path.split("/")
+    return ["/".join(words[:end]) or "/" for end in range(1, len(words) + 1)]
+
+
+def _not_roots_alone(place: str) -> str:
+    """Why somebody but root could put something else at this place; empty when nobody could, or nothing is there."""
+    try:
+        info = os.lstat(place)
+    except FileNotFoundError:
+        return ""
+    except OSError as err:
+        raise CommandExecutionError(f"Cannot look at {place}: {err.strerror}") from err
+    if stat.S_ISLNK(info.st_mode):
+        return "is a link; name what it leads to"
+    if info.st_uid != 0:
+        return f"belongs to user {_user_name(info.st_uid)}; make it root's"
+    if info.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return f"can be written by others than root; `chmod go-w {place}`"
+    return ""
+
+
+def _user_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
 
 
 def _visudo(visudo: str, path: str, strict: bool = False) -> str:
@@ -1811,14 +1945,14 @@ def _read_sudo_rule(runas: str, commands: str) -> list[dict[str, Any]]:
     return rules
 
 
-def _sudo_proof(user: str, units: list[str], verbs: list[str]) -> list[str]:
+def _sudo_proof(user: str, units: list[str], verbs: list[str], commands: list[str]) -> list[str]:
     """What sudo says against the intent; empty when it allows each command that was granted and no neighbour."""
     try:
         pwd.getpwnam(user)
     except KeyError:
         return [f"there is no user {user}: make it, or set redis_sidekiq:deploy:create_user"]
-    granted = _granted(user, units, verbs)
-    check = sudo_check(user, units, verbs)
+    granted = _granted(user, units, verbs, commands)
+    check = sudo_check(user, units, verbs, commands)
     wrong = [f"{command} is not allowed without a password" for command in check["missing"]]
     wrong += [f"another rule allows ({rule['runas']}) {rule['command']}" for rule in check["beyond"]]
     wrong += [f"{' '.join(argv)} is refused" for argv in granted if not _sudo_allows(user, argv)]
@@ -1828,18 +1962,23 @@ def _sudo_proof(user: str, units: list[str], verbs: list[str]) -> list[str]:
 
 def _neighbours(granted: list[list[str]]) -> list[list[str]]:
     """Commands next to the granted ones that nobody granted."""
-    systemctl, verb, unit = granted[0]
-    return [
-        [systemctl],
-        [systemctl, verb],
-        [systemctl, verb, "ssh"],
-        [systemctl, verb, unit, "ssh"],
-        [systemctl, verb, "--no-block", unit],
-        [systemctl, verb, unit + "-other"],
-        [systemctl, "status", unit],
-        [systemctl, "edit", unit],
-        ["/bin/sh"],
-    ]
+    found = [["/bin/sh"]]
+    for argv in granted:
+        if len(argv) == 1:
+            found += [[*argv, "x"], [*argv, ""], [argv[0] + "-other"]]
+    if len(granted[0]) > 1:
+        systemctl, verb, unit = granted[0]
+        found += [
+            [systemctl],
+            [systemctl, verb],
+            [systemctl, verb, "ssh"],
+            [systemctl, verb, unit, "ssh"],
+            [systemctl, verb, "--no-block", unit],
+            [systemctl, verb, unit + "-other"],
+            [systemctl, "status", unit],
+            [systemctl, "edit", unit],
+        ]
+    return found
 
 
 def _sudo_allows(user: str, argv: list[str]) -> bool:
@@ -1860,6 +1999,17 @@ def _tool(name: str, package: str) -> str:
     if not found:
         raise CommandExecutionError(f"{name} is not on this host: install the package {package} first")
     return found
+
+
+def _begins(path: str, beginning: bytes) -> bool:
+    """Is this a plain file, not a link, that begins so?"""
+    try:
+        if not stat.S_ISREG(os.lstat(path).st_mode):
+            return False
+        with open(path, "rb") as handle:
+            return handle.read(len(beginning)) == beginning
+    except OSError as err:
+        raise CommandExecutionError(f"Cannot read {path}: {err.strerror}") from err
 
 
 def _write(name: str, text: str, mode: int) -> None:

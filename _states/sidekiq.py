@@ -139,9 +139,12 @@ def environment_file(name: str, service: str) -> dict[str, Any]:
         return _failed(ret, str(err))
 
 
-def sudoers(name: str, user: str, units: list[str], verbs: list[str]) -> dict[str, Any]:
+def sudoers(
+    name: str, user: str, units: list[str], verbs: list[str], commands: list[str] | None = None
+) -> dict[str, Any]:
     """
-    A user may say some verbs about some units to systemctl as root without a password, and sudo agrees.
+    A user may say some verbs about some units to systemctl, and run some commands, as root without a password, and sudo
+    agrees.
 
     The text is validated before it lands, in ``test=True`` too: alone, and with the whole policy in a private copy.
     After it landed, sudo is asked for each command and for its neighbours; if it answers otherwise than meant, the file
@@ -152,9 +155,11 @@ def sudoers(name: str, user: str, units: list[str], verbs: list[str]) -> dict[st
     user
         Login name.
     units
-        Units, with or without ``.service``.
+        Units, with or without ``.service``; may be empty if there are commands.
     verbs
         Some of restart, start, stop.
+    commands
+        Absolute paths of commands that he may run without arguments, files that only root can change; default: none.
 
     Example:
 
@@ -169,7 +174,9 @@ def sudoers(name: str, user: str, units: list[str], verbs: list[str]) -> dict[st
     """
     ret = _ret(name)
     try:
-        text = __salt__["sidekiq.sudoers_text"](user, units, verbs)
+        commands = commands or []
+        text = __salt__["sidekiq.sudoers_text"](user, units, verbs, commands)
+        __salt__["sidekiq.commands_validate"](commands)
         ret["changes"] = _sudoers_changes(name, text)
         if ret["changes"] and __opts__["test"]:
             if not __salt__["sidekiq.sudo_installed"]():
@@ -177,12 +184,12 @@ def sudoers(name: str, user: str, units: list[str], verbs: list[str]) -> dict[st
             __salt__["sidekiq.sudoers_validate"](text, name)
             return _would(ret, f"{name} would be written; visudo accepts it, alone and with the whole policy")
         if ret["changes"]:
-            __salt__["sidekiq.sudoers_write"](name, user, units, verbs)
+            __salt__["sidekiq.sudoers_write"](name, user, units, verbs, commands)
             left = _sudoers_changes(name, text)
             if left:
                 return _failed(ret, f"{name} was written and still differs in {', '.join(sorted(left))}")
             return _changed(ret, f"{name} was written; sudo allows {user} these commands and none of their neighbours")
-        check = __salt__["sidekiq.sudo_check"](user, units, verbs)
+        check = __salt__["sidekiq.sudo_check"](user, units, verbs, commands)
         if check["missing"] or check["beyond"]:
             return _failed(ret, _sudo_sentence(name, check))
         return _same(ret, f"sudo allows {user} what {name} says and nothing else")
@@ -217,6 +224,41 @@ def sudoers_absent(name: str) -> dict[str, Any]:
         if __salt__["sidekiq.file_facts"](name):
             return _failed(ret, f"{name} was removed and is there again")
         return _changed(ret, f"{name} was removed")
+    except _ERRORS as err:
+        return _failed(ret, str(err))
+
+
+def event_commands_absent(name: str, keep: list[str]) -> dict[str, Any]:
+    """
+    No command for a deploy event is in a folder but those named; files of others are never touched.
+
+    name
+        Path of the folder.
+    keep
+        Paths of the commands that stay.
+
+    Example:
+
+    .. code-block:: yaml
+
+        No other app has a command for its deploy event:
+          sidekiq.event_commands_absent:
+            - name: /usr/local/sbin
+            - keep: [/usr/local/sbin/sidekiq-deployed-shop]
+    """
+    ret = _ret(name)
+    try:
+        surplus = _surplus_commands(name, keep)
+        if not surplus:
+            return _same(ret, f"{name} holds no command for a deploy event but {', '.join(keep) or 'those of others'}")
+        ret["changes"] = {"removed": surplus}
+        if __opts__["test"]:
+            return _would(ret, f"{', '.join(surplus)} would be removed")
+        __salt__["sidekiq.event_commands_remove"](name, surplus)
+        left = _surplus_commands(name, keep)
+        if left:
+            return _failed(ret, f"{', '.join(left)} was removed and is there again")
+        return _changed(ret, f"{', '.join(surplus)} removed")
     except _ERRORS as err:
         return _failed(ret, str(err))
 
@@ -358,6 +400,10 @@ def _record_changes(record: dict[str, Any]) -> dict[str, Any]:
 def _own(kwargs: dict[str, Any]) -> dict[str, Any]:
     """Salt adds arguments of its own to a watch's call."""
     return {key: kwargs[key] for key in ("strategy",) if key in kwargs}
+
+
+def _surplus_commands(name: str, keep: list[str]) -> list[str]:
+    return [path for path in __salt__["sidekiq.event_commands"](name) if path not in keep]
 
 
 def _sudoers_changes(name: str, text: str) -> dict[str, Any]:

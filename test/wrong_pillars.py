@@ -76,6 +76,11 @@ FORMS = [
 
 ROLES = [
     ("an unknown role", {"redis_sidekiq": {"roles": ["cache"]}}, ["redis_sidekiq:roles: found 'cache'", "firewall"]),
+    (
+        "a role that sends no event",
+        {"redis_sidekiq": {"roles": ["deploy"]}},
+        ["redis_sidekiq:deploy:apps: found none", "take 'deploy' out of redis_sidekiq:roles"],
+    ),
     ("no role", {"redis_sidekiq": {"roles": []}}, ["redis_sidekiq:roles: found an empty list"]),
     ("a role twice", {"redis_sidekiq": {"roles": ["redis", "redis"]}}, ["redis_sidekiq:roles: found 'redis' twice"]),
     (
@@ -288,6 +293,12 @@ DEPLOYS = [
         [f"{DEPLOY}:user: ", "does not exist"],
     ),
     ("Redis' user deploys", deploy(user="redis"), [f"{DEPLOY}:user: found 'redis'", "must be different users"]),
+    ("an app's name with a path", deploy(apps=["../x"]), [f"{DEPLOY}:apps: found '../x'", "an app's name"]),
+    ("an app's name that is an option", deploy(apps=["-x"]), [f"{DEPLOY}:apps: found '-x'", "an app's name"]),
+    ("an app's name that is too long", deploy(apps=["a" * 65]), [f"{DEPLOY}:apps: found 'aaa", "at most 64"]),
+    ("an app's name that ends a line", deploy(apps=["shop\n"]), [f"{DEPLOY}:apps: found 'shop", "an app's name"]),
+    ("an app twice", deploy(apps=["shop", "shop"]), [f"{DEPLOY}:apps: found 'shop' twice"]),
+    ("an app that is no list", deploy(apps="shop"), [f"{DEPLOY}:apps: found 'shop'", "write a list: ['shop']"]),
     ("a home that others live in", deploy(home="/home"), [f"{DEPLOY}:home: found '/home'", "a folder below"]),
 ]
 

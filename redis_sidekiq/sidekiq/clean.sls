@@ -2,9 +2,8 @@
     keys and whatever else belongs to him are not the formula's. #}
 {%- from "redis_sidekiq/map.jinja" import settings with context %}
 
-The deploy user {{ settings.deploy.user }} may no longer act on the Sidekiq services:
-  sidekiq.sudoers_absent:
-    - name: {{ settings.deploy.sudoers | tojson }}
+include:
+  - redis_sidekiq.deploy.sudoers_clean
 
 {%- for service in settings.sidekiq.services %}
 

@@ -1,5 +1,5 @@
 {#- Sidekiq: its user and files, what the deploy user may do, and at last the running service. #}
 include:
   - redis_sidekiq.sidekiq.config
-  - redis_sidekiq.sidekiq.sudoers
+  - redis_sidekiq.deploy.sudoers
   - redis_sidekiq.sidekiq.service

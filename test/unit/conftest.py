@@ -29,6 +29,7 @@ def redis_sidekiq(load):
     module.__grains__ = {"os_family": "Debian", "mem_total": 4096, "num_cpus": 2}
     module.__pillar__ = {}
     module._booted_by_systemd = lambda: True
+    module._salt_call = lambda: "/usr/bin/salt-call"
     module.pwd = SimpleNamespace(getpwnam=_only(worker=SimpleNamespace(pw_gid=900)))
     jobs = SimpleNamespace(gr_name="jobs")
     module.grp = SimpleNamespace(getgrgid={900: jobs}.__getitem__, getgrnam=_only(jobs=jobs))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import time
+
 import pytest
 from salt.exceptions import SaltInvocationError
 
@@ -71,3 +74,75 @@ def test_a_watchdog_of_zero_leaves_the_line_out(modules, repo, tmp_path):
     context = {"service": {**service, "watchdog": 0}}
     modules.state.single("file.managed", name=str(unit), source=template, template="jinja", context=context)
     assert "WatchdogSec" not in unit.read_text()
+
+
+@pytest.fixture
+def deployed(modules, repo, tmp_path):
+    """
+    Return a function that runs the command for app shop's deploy event, with a shell script in the place of salt-call.
+
+    What that wrote to its standard output is the answer; ``tmp_path / "seen"`` is what it was given.
+    """
+
+    def run(body: str, words: tuple = (), seconds: str = "30", **options) -> subprocess.CompletedProcess:
+        salt_call, command = tmp_path / "it's salt-call", tmp_path / "sidekiq-deployed-shop"
+        seen = f"{{ pwd; printf '%s\\n' \"$@\"; env; cat; }} > {tmp_path}/seen"
+        salt_call.write_text(f"#!/bin/sh\n{seen}\n{body}\n")
+        salt_call.chmod(0o755)
+        context = {
+            "event": {"app": "shop", "tag": "redis_sidekiq/deploy/shop", "command": str(command)},
+            "salt_call": str(salt_call),
+        }
+        template = str(repo / "redis_sidekiq/deploy/files/sidekiq-deployed.jinja")
+        arguments = {"source": template, "template": "jinja", "context": context, "mode": "0755"}
+        ret = modules.state.single("file.managed", name=str(command), **arguments)
+        assert ret.result is True, ret.comment
+        command.write_text(command.read_text().replace("--kill-after=5 30 ", f"--kill-after=1 {seconds} "))
+        return subprocess.run([command, *words], capture_output=True, text=True, check=False, **options)
+
+    return run
+
+
+SENT = """echo '{ "local": true }'"""
+NOT_SENT = "The deploy event redis_sidekiq/deploy/shop was not sent: "
+
+
+def test_a_deploy_event_is_sent_without_a_word_of_the_caller(deployed, tmp_path):
+    environment = {"PATH": "/tmp", "SALT_CONFIG_DIR": "/tmp", "PYTHONPATH": "/tmp", "IFS": "e", "ENV": "/tmp/x"}
+    done = deployed(SENT, env=environment, cwd="/tmp", input="of his")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    folder, *seen = (tmp_path / "seen").read_text().splitlines()
+    assert folder == "/"
+    assert seen[:5] == ["--log-level=quiet", "--out=json", "event.fire_master", "{}", "redis_sidekiq/deploy/shop"]
+    assert sorted(line.partition("=")[0] for line in seen[5:]) == ["LANG", "PATH", "PWD"]
+    assert "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin" in seen
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        ("echo '{ \"local\": false }'", "salt-call ended with 0; /var/log/salt/minion may say why"),
+        ("echo secret; echo secret >&2; exit 3", "salt-call ended with 3; /var/log/salt/minion may say why"),
+        (f"{SENT}; exit 1", "salt-call ended with 1; /var/log/salt/minion may say why"),
+        ("true", "salt-call ended with 0; /var/log/salt/minion may say why"),
+    ],
+)
+def test_an_event_that_was_not_sent_is_told(deployed, body, sentence):
+    done = deployed(body)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", f"{NOT_SENT}{sentence}\n")
+
+
+@pytest.mark.parametrize("body", ["sleep 60", "trap '' TERM; sleep 60 & wait; sleep 60"])
+def test_a_master_that_does_not_answer_is_not_waited_for(deployed, body):
+    begun = time.monotonic()
+    done = deployed(body, seconds="0.5")
+    assert (done.returncode, done.stderr) == (1, f"{NOT_SENT}Salt's master has not answered within 30 s\n")
+    assert time.monotonic() - begun < 10
+
+
+@pytest.mark.parametrize("words", [("x",), ("",), ("--help",), ("a", "b")])
+def test_a_deploy_event_takes_no_argument(deployed, tmp_path, words):
+    done = deployed(SENT, words)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"{NOT_SENT}{tmp_path}/sidekiq-deployed-shop takes no argument\n"
+    assert not (tmp_path / "seen").exists()

@@ -38,6 +38,34 @@ def test_sudoers_refuses_what_sudo_could_read_as_more(states, tmp_path, wish):
 
 
 @pytest.mark.parametrize("test", [True, False])
+def test_sudoers_refuses_a_command_that_others_could_change(states, tmp_path, test):
+    command = tmp_path / "command"
+    command.touch()
+    command.chmod(0o757)
+    arguments = {"user": "deploy", "units": [], "verbs": [], "commands": [str(command)], "test": test}
+    ret = states.sidekiq.sudoers(str(tmp_path / "sidekiq-deploy"), **arguments)
+    assert ret.result is False
+    assert "/tmp can be written by others than root; `chmod go-w /tmp`" in ret.comment
+    assert f"{command} can be written" in ret.comment
+    assert list(tmp_path.iterdir()) == [command]
+
+
+@pytest.mark.parametrize("test", [True, False])
+def test_commands_of_other_apps_go(states, repo, tmp_path, test):
+    text = (repo / "redis_sidekiq/deploy/files/sidekiq-deployed.jinja").read_text()
+    for app in ("shop", "blog"):
+        (tmp_path / f"sidekiq-deployed-{app}").write_text(text)
+    (tmp_path / "sidekiq-deployed-mine").write_text("#!/bin/sh\n")
+    keep, gone = str(tmp_path / "sidekiq-deployed-shop"), str(tmp_path / "sidekiq-deployed-blog")
+    ret = states.sidekiq.event_commands_absent(str(tmp_path), keep=[keep], test=test)
+    assert (ret.result, ret.changes) == (None if test else True, {"removed": [gone]})
+    left = {"sidekiq-deployed-shop", "sidekiq-deployed-mine"} | ({"sidekiq-deployed-blog"} if test else set())
+    assert {path.name for path in tmp_path.iterdir()} == left
+    if not test:
+        assert states.sidekiq.event_commands_absent(str(tmp_path), keep=[keep]).changes == {}
+
+
+@pytest.mark.parametrize("test", [True, False])
 def test_sudoers_absent(states, tmp_path, test):
     path = tmp_path / "sidekiq-deploy"
     path.write_text("")

@@ -60,7 +60,25 @@ def test_a_mistake_is_named_once_and_nothing_else_is(check, name, pillar, expect
     assert "\n" not in lines[0]
 
 
-GARBAGE = [None, True, 0, -1, 1.5, "", "x", "a\nb", "1", [], [None], [[]], ["", ""], {}, {"a": None}, {1: 2}, {None: []}]
+GARBAGE = [
+    None,
+    True,
+    0,
+    -1,
+    1.5,
+    "",
+    "x",
+    "a\nb",
+    "1",
+    [],
+    [None],
+    [[]],
+    ["", ""],
+    {},
+    {"a": None},
+    {1: 2},
+    {None: []},
+]
 
 
 def test_no_value_breaks_the_check(redis_sidekiq, check):
@@ -182,6 +200,7 @@ def test_memory_that_is_not_known_is_not_judged(redis_sidekiq, check):
         {"redis_sidekiq": {"firewall": {"enabled": False, "rules": {"ssh": None}}}},
         {"redis_sidekiq": {"roles": ["firewall"], "firewall": {"rules": {"queue": {"port": 6379}}}}},
         {"redis_sidekiq": {"roles": ["redis"], "sidekiq": {"services": {"sidekiq": None}}}},
+        {"redis_sidekiq": {"roles": ["deploy"], "deploy": {"apps": ["shop", "Shop_2-x", "a" * 64]}}},
         {"redis_sidekiq": {"roles": ["sidekiq"], "sidekiq": {"services": {"sidekiq": {"redis": ""}}}}},
         {"redis_sidekiq": {"roles": ["sidekiq"], "sidekiq": {"services": {"sidekiq": {"redis_url": "rediss://q/0"}}}}},
         deploy(user="worker", create_user=False),
@@ -362,7 +381,11 @@ def test_defaults(settle):
             "home": "/home/deploy",
             "verbs": ["restart", "start", "stop"],
             "sudoers": "/etc/sudoers.d/sidekiq-deploy",
+            "apps": [],
             "units": ["sidekiq"],
+            "events": [],
+            "commands": [],
+            "salt_call": "",
         },
         "sidekiq": {
             "install": "gemfile",
@@ -620,6 +643,43 @@ def test_home_follows_the_user(settle):
 
 def test_no_verbs_no_units(settle):
     assert settle(deploy(verbs=[]))["deploy"]["units"] == []
+
+
+def test_what_the_deploy_user_may_do_follows_the_roles(settle):
+    pillar = {"apps": ["shop"], "verbs": ["restart"]}
+    command = "/usr/local/sbin/sidekiq-deployed-shop"
+    for roles, units, commands in (
+        (["redis"], [], []),
+        (["redis", "sidekiq"], ["sidekiq"], []),
+        (["deploy"], [], [command]),
+        (["deploy", "redis", "sidekiq"], ["sidekiq"], [command]),
+    ):
+        found = settle({"redis_sidekiq": {"roles": roles, "deploy": pillar}})["deploy"]
+        assert (found["units"], found["commands"], found["apps"]) == (units, commands, ["shop"])
+        assert found["salt_call"] == ("/usr/bin/salt-call" if commands else "")
+    assert found["events"] == [{"app": "shop", "tag": "redis_sidekiq/deploy/shop", "command": command}]
+
+
+def test_a_host_that_deploys_needs_sudo_and_nothing_else(settle):
+    settings = settle({"redis_sidekiq": {"roles": ["deploy"], "deploy": {"apps": ["shop"]}}})
+    assert (settings["roles"], settings["packages"]) == (["deploy"], ["sudo"])
+
+
+def test_a_host_that_deploys_needs_its_user(check):
+    wish = {"apps": ["shop"], "create_user": False, "user": "nobody-here"}
+    (line,) = check({"redis_sidekiq": {"roles": ["deploy"], "deploy": wish}})
+    assert line.startswith("redis_sidekiq:deploy:user: found 'nobody-here', who does not exist")
+
+
+def test_a_service_of_another_role_needs_no_user(check):
+    pillar = {"roles": ["deploy"], "deploy": {"apps": ["shop"]}}
+    assert check({"redis_sidekiq": {**pillar, **service(user="nobody-here")["redis_sidekiq"]}}) == []
+
+
+def test_events_need_salt_call(redis_sidekiq, check):
+    redis_sidekiq._salt_call = lambda: ""
+    pillar = {"redis_sidekiq": {"roles": ["deploy"], "deploy": {"apps": ["shop"]}}}
+    assert check(pillar) == ["redis_sidekiq:roles: found 'deploy', but there is no salt-call in this minion's PATH"]
 
 
 # pillar.example ------------------------------------------------------------------------------------------------------

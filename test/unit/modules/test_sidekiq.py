@@ -7,6 +7,7 @@ import os
 import re
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from salt.exceptions import CommandExecutionError, SaltInvocationError
@@ -31,6 +32,9 @@ SERVICE = {
 }
 
 
+DEPLOY = {"units": ["sidekiq"], "verbs": ["restart"], "commands": []}
+
+
 def recorded(name: str) -> str:
     return (DATA / name).read_text()
 
@@ -48,7 +52,7 @@ def sidekiq(load, tmp_path, monkeypatch):
         return answer if isinstance(answer, dict) else {"retcode": 0, "stdout": answer, "stderr": ""}
 
     def settings(reveal=False):
-        return {"sidekiq": {"services": [SERVICE]}, "deploy": {"units": ["sidekiq"], "verbs": ["restart"]}}
+        return {"sidekiq": {"services": [SERVICE]}, "deploy": DEPLOY}
 
     module.__salt__ = {"cmd.run_all": run_all, "redis_sidekiq.settings": settings}
     monkeypatch.setattr(module, "_tool", lambda name, package: f"/usr/bin/{name}")
@@ -85,7 +89,9 @@ def test_a_word_is_quoted_for_systemd(sidekiq, word, line):
     assert sidekiq.exec_start(["/usr/bin/bundle", word]) == f"/usr/bin/bundle {line}"
 
 
-@pytest.mark.parametrize("argv", [[], ["bundle"], ["/usr/bin/my ruby"], ["/usr/$x"], ["-/usr/bin/true"], ["/a%b"], ["/"]])
+@pytest.mark.parametrize(
+    "argv", [[], ["bundle"], ["/usr/bin/my ruby"], ["/usr/$x"], ["-/usr/bin/true"], ["/a%b"], ["/"]]
+)
 def test_a_command_that_systemd_cannot_run_is_refused(sidekiq, argv):
     with pytest.raises(SaltInvocationError, match="absolute path"):
         sidekiq.exec_start(argv)
@@ -131,7 +137,9 @@ def test_a_variables_name_is_plain(sidekiq, name):
 def test_the_difference_names_variables_and_no_value(sidekiq, tmp_path):
     path = tmp_path / "sidekiq.env"
     assert sidekiq.environment_diff(str(path), "sidekiq") == {"added": ["RAILS_ENV", "REDIS_URL"]}
-    path.write_text('# Managed by Salt (formula redis_sidekiq)\nGONE="hush-hush"\nRAILS_ENV="prod"\nREDIS_URL=old-secret\n')
+    path.write_text(
+        '# Managed by Salt (formula redis_sidekiq)\nGONE="hush-hush"\nRAILS_ENV="prod"\nREDIS_URL=old-secret\n'
+    )
     path.chmod(0o644)
     diff = sidekiq.environment_diff(str(path), "sidekiq")
     assert diff == {"changed": ["REDIS_URL"], "removed": ["GONE"], "mode": {"old": "0644", "new": "0600"}}
@@ -186,7 +194,14 @@ def test_only_services_of_the_settings_are_acted_on(sidekiq):
 
 
 def looked(**process):
-    process = {"pid": 10, "started": time.time(), "release": "/srv/app/releases/1", "version": None, "stopping": False, **process}
+    process = {
+        "pid": 10,
+        "started": time.time(),
+        "release": "/srv/app/releases/1",
+        "version": None,
+        "stopping": False,
+        **process,
+    }
     return {"unit": "sidekiq.service", "pid": 10, "needs_reload": False, "drop_ins": [], "process": process}
 
 
@@ -279,7 +294,14 @@ class Host:
     def __init__(self, now):
         self.acts, self.now, self.pid = [], now, 10
         self.running = {"sidekiq.service": 10}
-        self.started, self.refuses, self.fails, self.jobs, self.places, self.said = {10: now - 60}, "", set(), [], {}, []
+        self.started, self.refuses, self.fails, self.jobs, self.places, self.said = (
+            {10: now - 60},
+            "",
+            set(),
+            [],
+            {},
+            [],
+        )
         self.memory, self.helper, self.guard = 1 << 40, False, False
         self.drains, self.loaded, self.masked = True, True, False
         self.silent: set = set()
@@ -368,8 +390,12 @@ class Host:
             "sidekiq_units.guard_exists": lambda unit: self.guard,
             "sidekiq_redis.beats": self.beats,
             "sidekiq_redis.refusal": lambda service: self.refuses,
-            "sidekiq_redis.jobs": lambda service, identities: [job for job in self.jobs if job["identity"] in identities],
-            "sidekiq_redis.find": lambda service, jids, names, gone: {j: self.places[j] for j in jids if j in self.places},
+            "sidekiq_redis.jobs": lambda service, identities: [
+                job for job in self.jobs if job["identity"] in identities
+            ],
+            "sidekiq_redis.find": lambda service, jids, names, gone: {
+                j: self.places[j] for j in jids if j in self.places
+            },
         }
 
 
@@ -445,7 +471,9 @@ def test_a_redis_that_takes_no_jobs_back_leaves_the_old_process_alone(sidekiq, h
     host.refuses = "The Redis of sidekiq answers: OOM command not allowed"
     record = sidekiq.restart("sidekiq")
     assert (record["result"], host.acts) == (False, [])
-    assert "was left as it is, its jobs could not be pushed back. The Redis of sidekiq answers: OOM" in record["comment"]
+    assert (
+        "was left as it is, its jobs could not be pushed back. The Redis of sidekiq answers: OOM" in record["comment"]
+    )
 
 
 def test_what_fails_after_the_old_process_is_quiet_ends_in_a_running_process(sidekiq, host):
@@ -476,7 +504,13 @@ def test_a_helper_of_a_cut_off_restart_is_what_the_next_one_goes_on_with(sidekiq
     host.running["sidekiq-handover.service"], host.started[9] = 9, host.now - 5
     record = sidekiq.restart("sidekiq")
     assert record["result"] is True
-    assert host.acts == ["TSTP 10", "stop sidekiq.service", "start sidekiq.service", "TSTP 9", "stop sidekiq-handover.service"]
+    assert host.acts == [
+        "TSTP 10",
+        "stop sidekiq.service",
+        "start sidekiq.service",
+        "TSTP 9",
+        "stop sidekiq-handover.service",
+    ]
     assert (host.helper, host.guard) == (False, False)
 
 
@@ -611,7 +645,25 @@ def test_the_text_has_each_command_whole_and_in_both_spellings(sidekiq):
 
 @pytest.mark.parametrize(
     "user",
-    ["", "ALL", "Deploy", "%sudo", "#0", "+net", "root", "a b", "a,b", "a\nb", "a=b", "!a", "a:b", "*", "-a", ".a", "a."],
+    [
+        "",
+        "ALL",
+        "Deploy",
+        "%sudo",
+        "#0",
+        "+net",
+        "root",
+        "a b",
+        "a,b",
+        "a\nb",
+        "a=b",
+        "!a",
+        "a:b",
+        "*",
+        "-a",
+        ".a",
+        "a.",
+    ],
 )
 def test_a_user_that_sudo_could_read_as_more_is_refused(sidekiq, user):
     with pytest.raises(SaltInvocationError, match="cannot be granted a command"):
@@ -634,13 +686,112 @@ def test_a_unit_that_sudo_could_read_as_more_is_refused(sidekiq, unit):
         sidekiq.sudoers_text("deploy", [unit], ["restart"])
 
 
+def test_a_command_is_allowed_without_arguments_and_may_start_programs(sidekiq):
+    text = sidekiq.sudoers_text("deploy", [], [], ["/usr/local/sbin/sidekiq-deployed-shop", "/opt/a.b/c_d+e"])
+    assert [line for line in text.splitlines() if not line.startswith("#")] == [
+        'deploy ALL=(root) NOPASSWD: EXEC: NOSETENV: /usr/local/sbin/sidekiq-deployed-shop ""',
+        'deploy ALL=(root) NOPASSWD: EXEC: NOSETENV: /opt/a.b/c_d+e ""',
+    ]
+
+
+def test_units_and_commands_go_into_one_file(sidekiq):
+    tags = [
+        line.split()[2:5] for line in sidekiq.sudoers_text("deploy", ["sidekiq"], ["stop"], ["/a/b"]).splitlines()[2:]
+    ]
+    systemctl = os.path.realpath("/usr/bin/systemctl")
+    assert tags == [["NOPASSWD:", "NOEXEC:", systemctl]] * 2 + [["NOPASSWD:", "EXEC:", "NOSETENV:"]]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "", "ALL", "a/b", "/", "/a/", "/a//b", "/a/../b", "/a/./b", "/a/*", "/a/b c", "/a/b,/c", "/a/b\n", "/a/b=", "/a:b",
+        "/a/-b", "/a/!b", "/a/[b]", "/a/b\\", '/a/"b"', "/a/b#", "^/a/b$", "/ä", "~/a", "/a/b?", "/a/(b)", None,
+    ],
+)  # fmt: skip
+def test_a_command_that_sudo_could_read_as_more_is_refused(sidekiq, path):
+    with pytest.raises(SaltInvocationError, match="no command that can be granted"):
+        sidekiq.sudoers_text("deploy", ["sidekiq"], ["restart"], [path])
+    with pytest.raises(SaltInvocationError, match="no command that can be granted"):
+        sidekiq.commands_validate([path])
+
+
+def test_there_is_something_to_grant(sidekiq):
+    with pytest.raises(SaltInvocationError, match="There is no unit to grant"):
+        sidekiq.sudoers_text("deploy", [], ["restart"], [])
+
+
+ROOTS = {"mode": 0o040755, "uid": 0}
+OTHERS = {
+    "another user's": ({"mode": 0o040755, "uid": 4321}, "/usr/local belongs to user 4321"),
+    "a group's": (
+        {"mode": 0o042775, "uid": 0},
+        "/usr/local can be written by others than root; `chmod go-w /usr/local`",
+    ),
+    "everybody's": ({"mode": 0o041777, "uid": 0}, "/usr/local can be written by others"),
+    "a link": ({"mode": 0o120777, "uid": 0}, "/usr/local is a link"),
+}
+
+
+@pytest.fixture
+def tree(sidekiq, monkeypatch):
+    """What ``lstat`` says about each path: a map, root's alone at first."""
+    paths = {path: ROOTS for path in ("/", "/usr", "/usr/local", "/usr/local/sbin", "/usr/local/sbin/x")}
+
+    def lstat(path):
+        if path not in paths:
+            raise FileNotFoundError(2, "No such file", path)
+        return SimpleNamespace(st_mode=paths[path]["mode"], st_uid=paths[path]["uid"])
+
+    monkeypatch.setattr(sidekiq.os, "lstat", lstat)
+    return paths
+
+
+def test_a_command_that_only_root_can_change_is_right(sidekiq, tree):
+    sidekiq.commands_validate(["/usr/local/sbin/x", "/usr/local/sbin/not-yet", "/nor/this"])
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_a_command_that_others_can_change_is_refused(sidekiq, tree, kind):
+    tree["/usr/local"], sentence = OTHERS[kind]
+    with pytest.raises(CommandExecutionError, match=re.escape(sentence)) as raised:
+        sidekiq.commands_validate(["/usr/local/sbin/x", "/usr/local/sbin/y"])
+    assert str(raised.value).count(sentence) == 1
+    with pytest.raises(CommandExecutionError):
+        sidekiq.sudoers_write("/nowhere/x", "deploy", [], [], ["/usr/local/sbin/x"])
+    assert sidekiq.calls == []
+
+
+@pytest.mark.parametrize("place", ["/", "/usr/local/sbin/x"])
+def test_the_whole_way_to_a_command_counts(sidekiq, tree, place):
+    tree[place] = {"mode": 0o100757, "uid": 0}
+    with pytest.raises(CommandExecutionError, match=f"{place} can be written by others than root"):
+        sidekiq.commands_validate(["/usr/local/sbin/x"])
+
+
+def test_the_neighbours_of_a_command_are_asked_for(sidekiq):
+    assert sidekiq._neighbours([["/a/b"], ["/a/c"]]) == [
+        ["/bin/sh"],
+        ["/a/b", "x"],
+        ["/a/b", ""],
+        ["/a/b-other"],
+        ["/a/c", "x"],
+        ["/a/c", ""],
+        ["/a/c-other"],
+    ]
+    both = sidekiq._neighbours([["/s", "restart", "u"], ["/a/b"]])
+    assert ["/a/b", "x"] in both and ["/s", "restart", "ssh"] in both and ["restart"] not in both
+
+
 @pytest.mark.parametrize("verbs", [[], ["status"], ["edit"], ["restart", "ALL"], ["reload"], ["restart ssh"], ["*"]])
 def test_only_verbs_that_end_where_they_begin_are_granted(sidekiq, verbs):
     with pytest.raises(SaltInvocationError, match="Only these verbs can be granted"):
         sidekiq.sudoers_text("deploy", ["sidekiq"], verbs)
 
 
-@pytest.mark.parametrize("name", ["sidekiq", "/etc/sudoers.d/a.b", "/etc/sudoers.d/a~", "/etc/sudoers.d/", "/x/.a", "/x/a b"])
+@pytest.mark.parametrize(
+    "name", ["sidekiq", "/etc/sudoers.d/a.b", "/etc/sudoers.d/a~", "/etc/sudoers.d/", "/x/.a", "/x/a b"]
+)
 def test_a_name_that_sudo_ignores_is_refused_before_anything_runs(sidekiq, name):
     with pytest.raises(SaltInvocationError, match="sudo would ignore"):
         sidekiq.sudoers_validate("", name)
@@ -738,3 +889,45 @@ def test_a_check_tells_what_is_missing_and_what_is_beyond(sidekiq):
     assert check["missing"] == [f"{systemctl} restart sidekiq.service"]
     assert check["beyond"] == [rule(f"{systemctl} restart sidekiq", runas="www-data")]
     assert len(sidekiq.calls) == 1
+
+
+def test_a_check_knows_commands_by_the_spelling_of_sudo(sidekiq):
+    sidekiq.answers = [
+        "User deploy may run the following commands on h:\n"
+        '    (root) NOSETENV: EXEC: NOPASSWD: /a/b ""\n'
+        "    (root) NOPASSWD: /a/c\n"
+    ]
+    check = sidekiq.sudo_check("deploy", [], [], ["/a/b", "/a/c"])
+    assert check["missing"] == ['/a/c ""']
+    assert [found["command"] for found in check["beyond"]] == ["/a/c"]
+
+
+# The commands that send deploy events -------------------------------------------------------------------------------
+
+
+def test_only_our_own_commands_are_found_and_removed(sidekiq, tmp_path, repo):
+    ours = (repo / "redis_sidekiq/deploy/files/sidekiq-deployed.jinja").read_text()
+    texts = {
+        "sidekiq-deployed-shop": ours,
+        "sidekiq-deployed-other": ours,
+        "sidekiq-deployed-mine": "#!/bin/sh\n# by hand\n",
+        "sidekiq-deployed-": ours,
+        "sidekiq-deployed-shop.bak": ours,
+        "my-sidekiq-deployed-shop": ours,
+    }
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "sidekiq-deployed-link").symlink_to(tmp_path / "sidekiq-deployed-shop")
+    (tmp_path / "sidekiq-deployed-folder").mkdir()
+    os.mkfifo(tmp_path / "sidekiq-deployed-pipe")
+    found = sidekiq.event_commands(str(tmp_path))
+    assert found == [str(tmp_path / "sidekiq-deployed-other"), str(tmp_path / "sidekiq-deployed-shop")]
+    before = set(os.listdir(tmp_path))
+    sidekiq.event_commands_remove(
+        str(tmp_path), [found[1], *(str(tmp_path / name) for name in before if "other" not in name)]
+    )
+    assert before - set(os.listdir(tmp_path)) == {"sidekiq-deployed-shop"}
+
+
+def test_a_folder_that_is_not_there_holds_no_command(sidekiq, tmp_path):
+    assert sidekiq.event_commands(str(tmp_path / "none")) == []

@@ -185,6 +185,7 @@ def test_no_state_raises(state, error):
             "sidekiq.sudoers_text",
             "sidekiq.file_facts",
             "sidekiq.folder_entries",
+            "sidekiq.event_commands",
         ],
         fail,
     )
@@ -195,6 +196,7 @@ def test_no_state_raises(state, error):
         state.sudoers("/etc/sudoers.d/x", "deploy", ["sidekiq"], ["restart"]),
         state.sudoers_absent("/etc/sudoers.d/x"),
         state.folder_absent("/etc/sidekiq"),
+        state.event_commands_absent("/usr/local/sbin", []),
     ):
         assert (ret["result"], ret["comment"]) == (False, "a sentence")
 
@@ -263,14 +265,18 @@ def sudo(state):
         file: dict = {}
         check = {"user": "deploy", "missing": [], "beyond": []}
         validated = written = 0
-        refuses = ""
+        refuses = changeable = ""
+
+        def validate_commands(self, commands):
+            if commands and self.changeable:
+                raise CommandExecutionError(self.changeable)
 
         def validate(self, text, name):
             self.validated += 1
             if self.refuses:
                 raise CommandExecutionError(self.refuses)
 
-        def write(self, name, user, units, verbs):
+        def write(self, name, user, units, verbs, commands):
             self.validate("", name)
             self.written += 1
             self.file = right
@@ -279,12 +285,13 @@ def sudo(state):
     sudo.right = right
     state.__salt__ = {
         "sidekiq.sudo_installed": lambda: sudo.installed,
-        "sidekiq.sudoers_text": lambda user, units, verbs: right["text"],
+        "sidekiq.sudoers_text": lambda user, units, verbs, commands: right["text"],
+        "sidekiq.commands_validate": sudo.validate_commands,
         "sidekiq.file_facts": lambda name: sudo.file,
         "sidekiq.text_diff": lambda old, new: f"{old}->{new}",
         "sidekiq.sudoers_validate": sudo.validate,
         "sidekiq.sudoers_write": sudo.write,
-        "sidekiq.sudo_check": lambda user, units, verbs: sudo.check,
+        "sidekiq.sudo_check": lambda user, units, verbs, commands: sudo.check,
     }
     return sudo
 
@@ -336,6 +343,42 @@ def test_sudoers_fails_when_sudo_says_otherwise(state, sudo, check, sentence):
     ret = sudoers(state)
     assert ret["result"] is False
     assert sentence in ret["comment"]
+
+
+@pytest.mark.parametrize("test", [False, True])
+@pytest.mark.parametrize("written", [False, True])
+def test_sudoers_fails_when_others_can_change_a_command(state, sudo, test, written):
+    state.__opts__["test"] = test
+    sudo.file = sudo.right if written else {}
+    sudo.changeable = "/usr/local belongs to user deploy"
+    ret = state.sudoers("/etc/sudoers.d/x", "deploy", [], [], commands=["/usr/local/x"])
+    assert (ret["result"], ret["comment"], sudo.written) == (False, "/usr/local belongs to user deploy", 0)
+    assert sudoers(state)["result"] is not False
+
+
+@pytest.mark.parametrize("test", [False, True])
+def test_commands_of_other_apps_are_removed(state, test):
+    state.__opts__["test"] = test
+    found = ["/s/sidekiq-deployed-a", "/s/sidekiq-deployed-b"]
+    state.__salt__ = {
+        "sidekiq.event_commands": lambda name: list(found),
+        "sidekiq.event_commands_remove": lambda name, paths: [found.remove(path) for path in paths],
+    }
+    ret = state.event_commands_absent("/s", keep=["/s/sidekiq-deployed-a"])
+    assert (ret["result"], ret["changes"]) == (None if test else True, {"removed": ["/s/sidekiq-deployed-b"]})
+    assert len(found) == (2 if test else 1)
+    found[:] = ["/s/sidekiq-deployed-a"]
+    ret = state.event_commands_absent("/s", keep=["/s/sidekiq-deployed-a"])
+    assert (ret["result"], ret["changes"]) == (True, {})
+
+
+def test_a_command_that_does_not_go_is_told(state):
+    state.__salt__ = {
+        "sidekiq.event_commands": lambda name: ["/s/sidekiq-deployed-b"],
+        "sidekiq.event_commands_remove": lambda name, paths: None,
+    }
+    ret = state.event_commands_absent("/s", keep=[])
+    assert (ret["result"], ret["comment"]) == (False, "/s/sidekiq-deployed-b was removed and is there again")
 
 
 @pytest.mark.parametrize("test", [False, True])
