@@ -5,7 +5,7 @@ PYTEST := $(VENV)/bin/python -m pytest
 # Tests of one area: make test TESTS=test/unit
 TESTS ?= test/unit test/functional test/integration test/hosts
 
-.PHONY: help demo test soak bench bench-restarts docs clean
+.PHONY: help demo test soak bench bench-restarts bench-rollouts docs clean
 
 help:
 	@echo 'make demo          the whole formula on a real host, from bare to a deploy; KEEP=1 leaves the host up'
@@ -13,6 +13,7 @@ help:
 	@echo 'make soak          the long forms of the proofs'
 	@echo 'make bench         what a run that changes nothing costs, beside the least Salt can do'
 	@echo 'make bench-restarts  what ways of restarting Sidekiq cost and lose under load; takes an hour'
+	@echo 'make bench-rollouts  what deploy events cost on 2, 6 and 12 hosts; takes half an hour'
 	@echo 'make docs          the reference pages, made from the code'
 	@echo 'make clean         takes down all hosts and removes the virtual environment'
 
@@ -30,6 +31,9 @@ bench:
 
 bench-restarts:
 	bin/bench --restarts
+
+bench-rollouts:
+	bin/bench --rollouts
 
 docs: $(VENV)/.ready
 	$(VENV)/bin/python tools/pillar_reference.py

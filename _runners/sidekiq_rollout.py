@@ -186,7 +186,7 @@ def show(app: str | None = None) -> dict[str, Any]:
     Returns app -> ``state`` (``idle`` or ``rolling``), ``waiting`` (who asked for the next one), ``running`` and ``last``
     (records or {}), ``before`` (records without their hosts, newest first). A record has ``id`` (when it began, as Salt
     writes job ids), ``asked`` (list of ``{by, count, last}``), ``began`` and ``ended`` (epoch s), ``result`` (bool, None
-    while it runs), ``comment``, ``totals``, and ``hosts``, minion -> ``{state, comment, seconds, services}``, with what
+    while it runs), ``comment``, ``totals``, and ``hosts``, minion -> ``{state, comment, began, seconds, services}``, with what
     :py:func:`sidekiq.restart` returned for each service, shortened.
 
     CLI Example:
@@ -600,6 +600,7 @@ class _Rollout:
     def restart(self, batch: list[str], service: str) -> None:
         hosts = [host for host in batch if self.hosts[host]["state"] in ("due", "restarting")]
         for host in hosts:
+            self.hosts[host].setdefault("began", time.time())
             self.tell(host, "restarting", self.hosts[host]["comment"])
         self.save(force=True)
         arguments = {"service": service, "stale_only": True, "strategy": self.settings["strategy"] or None}

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 TAG = re.compile(r"salt/netapi/hook/redis_sidekiq/deploy/([A-Za-z0-9][A-Za-z0-9_-]{0,63})")
 WINDOW = 300  # s; the tolerance that Standard Webhooks recommends
-LARGEST = 1 << 20  # bytes of body; salt-api's own limit
+LARGEST = 1 << 20  # bytes of body; salt-api 3008 means to have this limit and does not set it
 SHORTEST = 16  # bytes of secret
 
 

@@ -14,9 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 from test.hosts import app
 from test.hosts.harness.host import Host
-from test.hosts.lab import PILLAR_ROOT, Master, apply_locally, make_masterless, put_pillar, tarball, wait_for
+from test.hosts.lab import REPO, Master, apply_locally, make_masterless, put_pillar, tarball, wait_for
 
 PASSWORD = "correct-horse-battery-staple"
+SECRET = "a-secret-that-is-long-enough"
+SECRET_FILE = "/etc/salt/app.secret"
 CONFIG = "/etc/salt/master.d/redis_sidekiq.conf"
 REACTOR = [
     {"redis_sidekiq/deploy/*": ["salt://redis_sidekiq/reactor/deploy.sls"]},
@@ -32,6 +34,7 @@ class Fleet:
         image: the image of a host that the formula made with the minimal pillar.
         names: names of the app servers.
         apps: names of apps beside ``app``, each with the names of its hosts.
+        deployer: whether there is a host too that Capistrano runs on.
         prefix: what the names of the other hosts begin with.
         bare: the image of the master.
     """
@@ -42,25 +45,27 @@ class Fleet:
         image: str,
         names: list[str],
         apps: dict[str, list[str]] | None = None,
+        deployer: bool = False,
         prefix: str = "f",
         bare: str = "bookworm",
     ) -> None:
+        wanted = [(f"{prefix}-master", bare), (f"{prefix}-redis", image), *((name, image) for name in names)]
+        wanted += [(f"{prefix}-deploy", bare)] if deployer else []
         with ThreadPoolExecutor(4) as pool:
-            made = list(
-                pool.map(
-                    lambda args: boot(*args),
-                    [(f"{prefix}-master", bare), (f"{prefix}-redis", image), *((name, image) for name in names)],
-                )
-            )
-        host, self.redis, *self.servers = made
-        self.apps = {"app": {"minions": names}, **{name: {"minions": hosts} for name, hosts in (apps or {}).items()}}
+            host, self.redis, *others = pool.map(lambda words: boot(*words), wanted)
+        self.servers, self.deployer = others[: len(names)], others[-1] if deployer else None
+        apps = {"app": names, **(apps or {})}
+        self.apps = {name: {"minions": minions, "secret_file": SECRET_FILE} for name, minions in apps.items()}
         host.write(CONFIG, self.config())
+        host.write(SECRET_FILE, SECRET, mode=0o600)
         self.master = Master(host, {})
         self.make_redis()
         self.put_pillars()
-        self.master.attach(*self.servers)
+        self.master.attach(*others)
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(self.make_server, self.servers))
+        if self.deployer:
+            self.make_deployer(self.deployer)
 
     # Making
 
@@ -101,8 +106,11 @@ class Fleet:
             **service,
         }
         settings = {"roles": ["sidekiq"], "sidekiq": {"install": "package", "services": {"sidekiq": service}}}
-        put_pillar(self.master.host, {"redis_sidekiq": settings})
-        assert self.master.host.exists(PILLAR_ROOT)
+        pillars = {server.name: settings for server in self.servers}
+        if self.deployer:
+            pillars[self.deployer.name] = {"roles": ["deploy"], "deploy": {"apps": ["app"]}}
+        text = f"#!py\nPILLARS = {pillars!r}\n\ndef run():\n    return {{'redis_sidekiq': PILLARS[__grains__['id']]}}\n"
+        put_pillar(self.master.host, text)
 
     def make_server(self, server: Host) -> None:
         """An app server in its first release, with no Redis of its own."""
@@ -110,7 +118,43 @@ class Fleet:
         self.master.apply(server).assert_ok()
         server.run(["systemctl", "disable", "--now", "redis_6379"])
 
+    def make_deployer(self, host: Host) -> None:
+        """A host with the app's git repository, Capistrano, and a deploy user who may log in to the app servers."""
+        self.master.apply(host).assert_ok()
+        for each in (host, *self.servers):
+            each.run(["apt-get", "-qq", "install", "-y", "--no-install-recommends", "git"])
+        host.run(["apt-get", "-qq", "install", "-y", "--no-install-recommends", "capistrano", "openssh-client"])
+        host.run(["install", "-d", "-o", "deploy", "/srv/git", "/srv/cap", "/srv/work"])
+        host.copy_in(REPO / "test/capistrano", "/srv/cap")
+        host.copy_in(REPO / "docs/examples/capistrano/redis_sidekiq.rake", "/srv/cap/redis_sidekiq.rake")
+        host.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", "/home/deploy/.ssh/id_ed25519"], user="deploy")
+        key = host.run(["cat", "/home/deploy/.ssh/id_ed25519.pub"]).stdout
+        for server in self.servers:
+            server.write("/home/deploy/.ssh/authorized_keys", key)
+            server.run(["chown", "-R", "deploy:", "/home/deploy/.ssh"])
+        host.run(["git", "init", "-q", "--bare", "-b", "main", "/srv/git/app.git"], user="deploy")
+        host.run(["git", "clone", "-q", "/srv/git/app.git", "/srv/work"], user="deploy")
+        daemon = ["git", "daemon", "--export-all", "--base-path=/srv/git", "--reuseaddr"]
+        host.run(["systemd-run", "--uid=deploy", "--unit=git-daemon", *daemon])
+
     # Acting
+
+    def commit(self, subject: str, ruby: str = "") -> None:
+        """Commit the app as it is in the tree, with a line added to its worker file, and push it."""
+        host, git = self.deployer, ["git", "-C", "/srv/work", "-c", "user.name=d", "-c", "user.email=d@localhost"]
+        host.copy_in(REPO / "test/app", "/srv/work")
+        host.run(["sh", "-c", "cat >> /srv/work/worker.rb"], input=f"{ruby}\n# {subject}\n")
+        host.run(["chown", "-R", "deploy:", "/srv/work"])
+        host.run([*git, "add", "-A"], user="deploy")
+        host.run([*git, "commit", "-q", "-m", subject], user="deploy")
+        host.run([*git, "push", "-q", "origin", "HEAD:main"], user="deploy")
+
+    def cap(self, *words: str) -> str:
+        """Run Capistrano as the deploy user and return what it printed."""
+        addresses = " ".join(server.address for server in self.servers)
+        environment = [f"APP_SERVERS={addresses}", f"APP_REPOSITORY=git://{self.deployer.address}/app.git"]
+        argv = ["env", "LANG=C.UTF-8", *environment, "sh", "-c", 'cd /srv/cap && exec cap "$@"', "cap", *words]
+        return self.deployer.run(argv, user="deploy", timeout=300).stdout
 
     def deploy(self, name: str, ruby: str = "", servers: list[Host] | None = None) -> None:
         """Put a release on servers, as a deployment without a restart does."""

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from test.hosts import app
-from test.hosts.fleet import PASSWORD, Fleet
-from test.hosts.lab import wait_for
+from test.hosts.bench_rollouts import storm
+from test.hosts.fleet import PASSWORD, SECRET, Fleet
+from test.hosts.lab import REPO, wait_for
 from test.hosts.load import load, now
 
 EVENT = "redis_sidekiq/deploy/app"
@@ -21,7 +21,7 @@ NO_BOOT = 'raise "no boot as meant"'
 def made_fleet(session_hosts, masterless):
     """Two app servers, their Redis, a master. Each server is an app of its own too."""
     image = masterless("bookworm").image
-    return Fleet(session_hosts, image, ["fa", "fb"], {"shop": ["fa"], "blog": ["fb"]})
+    return Fleet(session_hosts, image, ["fa", "fb"], {"shop": ["fa"], "blog": ["fb"]}, deployer=True)
 
 
 @pytest.fixture
@@ -43,27 +43,113 @@ def states(record: dict) -> dict[str, str]:
     return {host: entry["state"] for host, entry in record["hosts"].items()}
 
 
-def test_an_event_rolls_the_hosts_one_after_the_other_and_no_job_waits(fleet):
-    release = next(RELEASES)
-    fa = fleet.servers[0]
+def test_capistrano_deploys_and_the_event_rolls_the_servers_one_after_the_other(fleet):
+    fa, fb = fleet.servers
+    fleet.commit(f"release {next(RELEASES)}")
     with load(fa, depth=60, even=True, redis=fleet.redis_cli, url=fleet.url) as verdict:
         with fleet.events("redis_sidekiq/*") as seen:
-            fleet.deploy(release)
             begun = now(fa)
-            fleet.master.fire(EVENT)
+            fleet.cap("production", "deploy")
             wait_for(lambda: any(tag.startswith("redis_sidekiq/deployed/") for tag, _ in seen), 150, "the outcome")
         ended = now(fa)
-    assert fleet.releases() == {"fa": release, "fb": release}
+    newest = {server.name: newest_release(server) for server in (fa, fb)}
+    assert fleet.releases() == newest and all(len(name) == 14 for name in newest.values())
     assert verdict.missing == [] and verdict.begun_again == 0
     assert verdict.gap(begun, ended) < 1.0
 
     (outcome,) = [data for tag, data in seen if tag == "redis_sidekiq/deployed/app"]
-    assert outcome["result"] and outcome["asked"] == [{"by": "event", "count": 1, "last": outcome["asked"][0]["last"]}]
+    assert outcome["result"] and [(ask["by"], ask["count"]) for ask in outcome["asked"]] == [("event", 1)]
     for host in ("fa", "fb"):
         (process,) = outcome["hosts"][host]["services"]["sidekiq"]["processes"]
-        assert process["release"].endswith(f"/{release}") and process["strategy"] == "handover" and process["gap"] == 0
+        assert process["release"].endswith(f"/{newest[host]}")
+        assert process["strategy"] == "handover" and process["gap"] == 0
     told = [(data["host"], data["state"]) for tag, data in seen if tag == "redis_sidekiq/rollout/app"]
     assert told.index(("fa", "done")) < told.index(("fb", "restarting"))
+
+
+def newest_release(server) -> str:
+    """The release that Capistrano's link points at."""
+    return server.run(["readlink", "/srv/app/current"]).stdout.strip().rpartition("/")[2]
+
+
+def test_capistrano_restarts_each_server_plainly_where_it_is_told_to(fleet):
+    before = fleet.pids()
+    fleet.cap("production", "redis_sidekiq:systemctl")
+    after = fleet.pids()
+    assert "0" not in after.values() and all(before[name] != after[name] for name in before)
+
+
+def test_the_deploy_user_reads_no_secret_and_sends_no_other_event(fleet):
+    deployer = fleet.deployer
+    for argv in (
+        ["sudo", "-n", "/usr/local/sbin/sidekiq-deployed-shop"],
+        ["sudo", "-n", "/usr/local/sbin/sidekiq-deployed-app", "shop"],
+        ["sudo", "-n", "salt-call", "event.send", "redis_sidekiq/deploy/shop"],
+        ["salt-call", "event.send", "redis_sidekiq/deploy/shop"],
+        ["cat", "/etc/salt/pki/minion/minion.pem"],
+    ):
+        assert deployer.run(argv, user="deploy", check=False).returncode != 0, argv
+    for server in fleet.servers:
+        assert server.run(["cat", "/etc/sidekiq/sidekiq.env"], user="deploy", check=False).returncode != 0
+
+
+@pytest.fixture
+def hook(fleet):
+    """``hook(…)``: call the hook of the master's salt-api from the deploy host with the shipped client."""
+    master, deployer = fleet.master.host, fleet.deployer
+    if not master.exists("/etc/salt/pki/api/tls.key"):
+        master.run(["mkdir", "-p", "/etc/salt/pki/api"])
+        subject = ["-subj", "/CN=salt", "-addext", f"subjectAltName=IP:{master.address}"]
+        files = ["-keyout", "/etc/salt/pki/api/tls.key", "-out", "/etc/salt/pki/api/tls.crt"]
+        master.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "9", *subject, *files])
+        master.copy_in(
+            REPO / "docs/examples/master.d/redis_sidekiq_api.conf", "/etc/salt/master.d/redis_sidekiq_api.conf"
+        )
+        master.run(["systemctl", "start", "salt-api"])
+        deployer.copy_in(REPO / "docs/examples/deploy_hook.py", "/usr/local/bin/deploy_hook.py")
+        deployer.write("/etc/tls.crt", master.run(["cat", "/etc/salt/pki/api/tls.crt"]).stdout)
+        deployer.write("/etc/right", SECRET)
+        deployer.write("/etc/wrong", "another-secret-of-that-length")
+        wait_for(lambda: ":8000" in master.run(["ss", "-ltnH"]).stdout, 30, "salt-api listens")
+
+    def call(secret: str = "right", scheme: str = "https", app: str = "app", ca: str = "/etc/tls.crt"):
+        url = f"{scheme}://{master.address}:8000/hook/redis_sidekiq/deploy/{app}"
+        return deployer.run(
+            ["python3", "/usr/local/bin/deploy_hook.py", url, f"/etc/{secret}", ca], check=False, timeout=60
+        )
+
+    return call
+
+
+def test_a_signed_webhook_by_tls_asks_for_a_roll_out_and_nothing_else_does(fleet, hook):
+    before = fleet.show()["last"].get("serial", 0)
+    with fleet.events("salt/job/*/new") as seen:
+        assert hook().returncode == 0
+        last = wait_served(fleet, before + 1)
+        assert [ask["by"] for ask in last["asked"]] == ["webhook"]
+        # The answer does not tell a wrong signature from a right one.
+        assert hook(secret="wrong").returncode == 0
+        assert hook(app="nosuch").returncode == 0
+        assert hook(scheme="http").returncode != 0
+        assert hook(ca="/etc/ssl/certs/ca-certificates.crt").returncode != 0
+        large = (
+            "import ssl, sys, urllib.request as r\n"
+            "r.urlopen(r.Request(sys.argv[1], b'x' * 3000000), context=ssl._create_unverified_context())"
+        )
+        url = f"https://{fleet.master.host.address}:8000/hook/redis_sidekiq/deploy/app"
+        fleet.deployer.run(["python3", "-c", large, url], check=False)
+        time.sleep(3)
+    assert fleet.show()["last"]["serial"] == before + 1
+    assert [data["fun"] for _, data in seen if data["fun"].startswith("sidekiq")] == ["sidekiq.ready"]
+    log = fleet.master.host.run(["cat", "/var/log/salt/master"]).stdout
+    assert "A webhook for app was refused: its signature is missing or wrong" in log
+    assert SECRET not in log
+
+
+def wait_served(fleet: Fleet, serial: int) -> dict:
+    """Wait for the end of the roll-out that serves this request; returns its record."""
+    wait_for(lambda: fleet.show()["last"].get("serial", 0) >= serial, 60, "the roll-out of this request")
+    return fleet.show()["last"]
 
 
 def test_an_event_that_changes_nothing_costs_one_look_per_host(fleet):
@@ -98,38 +184,14 @@ def test_a_release_that_cannot_boot_stops_at_the_canary_and_the_next_one_mends_i
 def test_a_storm_of_events_for_two_apps_rolls_each_at_most_twice(fleet):
     newest = next(RELEASES)
     fleet.deploy(newest)
-    with fleet.events("redis_sidekiq/deployed/*") as seen:
-        most = storm(fleet, ["shop", "blog"], 200)
-        records = {name: fleet.wait_idle(name) for name in ("shop", "blog")}
-    assert all(record["result"] for record in records.values())
+    seen = storm(fleet, ["shop", "blog"], 200)
     assert fleet.releases() == {"fa": newest, "fb": newest}
     for name in ("shop", "blog"):
-        outcomes = [data for tag, data in seen if tag.endswith(f"/{name}")]
-        assert len(outcomes) <= 2
-        assert sum(ask["count"] for data in outcomes for ask in data["asked"]) == 100
-        assert sum(data["totals"]["done"] for data in outcomes) == 1
-    assert most <= 2
-
-
-def storm(fleet: Fleet, names: list[str], count: int) -> int:
-    """Send events for these apps in turn, all within a second; returns how many roll-outs ran at once at most."""
-    script = (
-        "import json, sys, salt.config, salt.utils.event\n"
-        "opts = salt.config.master_config('/etc/salt/master')\n"
-        "names, count = json.loads(sys.argv[1])\n"
-        "with salt.utils.event.get_master_event(opts, opts['sock_dir'], listen=False) as bus:\n"
-        "    for n in range(count):\n"
-        "        bus.fire_event({}, 'redis_sidekiq/deploy/' + names[n % len(names)])\n"
-    )
-    master = fleet.master.host
-    begun = time.monotonic()
-    master.run(["/opt/salt/bin/python", "-c", script, json.dumps([names, count])])
-    most = 0
-    while time.monotonic() < begun + 15:
-        listed = master.run(["pgrep", "-fc", "sidekiq_rollout.work"], check=False).stdout
-        most = max(most, int(listed))
-        time.sleep(0.2)
-    return most
+        records = seen.outcomes[name]
+        assert len(records) <= 2 and all(record["result"] for record in records)
+        assert sum(ask["count"] for record in records for ask in record["asked"]) == 100
+        assert seen.restarts(name) == 1
+    assert seen.processes <= 2
 
 
 def test_a_host_that_does_not_answer_is_listed_and_not_waited_for(fleet):
