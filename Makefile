@@ -3,7 +3,8 @@ SALT ?= 3008
 VENV := .venv
 PYTEST := $(VENV)/bin/python -m pytest
 # Tests of one area: make test TESTS=test/unit
-TESTS ?= test/unit test/functional test/integration test/hosts
+TESTS ?=
+ALL := test/unit test/functional test/integration test/hosts
 
 .PHONY: help demo test soak bench bench-restarts bench-rollouts docs clean
 
@@ -21,10 +22,10 @@ demo:
 	bin/demo $(if $(KEEP),--keep)
 
 test: $(VENV)/.ready
-	$(PYTEST) -m 'not soak' $(TESTS)
+	$(if $(TESTS),$(PYTEST) -m 'not soak' $(TESTS),tools/lanes $(VENV)/bin/python -m 'not soak')
 
 soak: $(VENV)/.ready
-	$(PYTEST) -m soak $(TESTS)
+	$(PYTEST) -m soak $(or $(TESTS),$(ALL))
 
 bench:
 	bin/bench

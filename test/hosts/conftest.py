@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import pytest
 
 from test.hosts import app
 from test.hosts.harness import images
 from test.hosts.harness.fixtures import boot
-from test.hosts.harness.host import Host
+from test.hosts.harness.host import Host, prune
+from test.hosts.harness.machine import SNAPSHOTS, locked
 from test.hosts.lab import REPO, Master, StateRun, apply_locally, make_masterless, put_pillar, redis_version, tarball
 
 pytest_plugins = ["test.hosts.harness.fixtures"]
 
+# The process that stands for this run of the tests: pytest's, or the one of all its lanes.
+RUN = int(os.environ.get("TEST_RUN", os.getpid()))
 FACTS = (REPO / "test/hosts/facts.py").read_text()
 
 
@@ -114,13 +118,26 @@ class Masterless:
 
 
 def converge_masterless(image: str) -> Masterless:
+    """Give what :func:`make_converged` made of this image: of the lanes of one run (tools/lanes) the first that needs it
+    makes it, and the others wait.
+    """
+    prune()
+    with locked(f"converged-{image}"):
+        record = SNAPSHOTS / f"{image}-converged-{RUN}" / "made.json"
+        if not record.exists():
+            record.write_text(json.dumps(asdict(make_converged(image))))
+        made = json.loads(record.read_text())
+        return Masterless(**{**made, "first": StateRun(**made["first"]), "second": StateRun(**made["second"])})
+
+
+def make_converged(image: str) -> Masterless:
     """Run the formula on a bare host without a master, with the minimal pillar, and make an image of the host."""
     host = boot(f"l-{image}", image)
     make_masterless(host, minimal_pillar(image))
     first, second = apply_locally(host), apply_locally(host)
     facts = host_facts(host)
     host.power_off()
-    return Masterless(first, second, facts, host.snapshot(f"{image}-converged"))
+    return Masterless(first, second, facts, host.snapshot(f"{image}-converged", RUN))
 
 
 class Background:

@@ -260,7 +260,11 @@ def test_another_file_that_breaks_the_policy_is_named(host, test):
 OVERRULED = {
     "a later denial": ("zz-later", f"deploy ALL=(root) !{SYSTEMCTL}\n", "is not allowed without a password|is refused"),
     "a later rule with a password": ("zz-later", "deploy ALL=(ALL) ALL\n", r"another rule allows \(ALL\) ALL"),
-    "an earlier rule that allows all": ("00-first", "deploy ALL=(ALL) NOPASSWD: ALL\n", r"another rule allows \(ALL\) ALL"),
+    "an earlier rule that allows all": (
+        "00-first",
+        "deploy ALL=(ALL) NOPASSWD: ALL\n",
+        r"another rule allows \(ALL\) ALL",
+    ),
     "a rule about another unit": (
         "00-first",
         f"deploy ALL=(root) NOPASSWD: {SYSTEMCTL} restart ssh\n",

@@ -149,22 +149,23 @@ class Host:
         unmount(self.folder / "root")
         remove(self.folder)
 
-    def snapshot(self, name: str) -> str:
+    def snapshot(self, name: str, owner_pid: int | None = None) -> str:
         """Make an image of a host that is powered off, whose disk becomes the image; the host is gone then.
 
-        Returns the image's name for :meth:`up`. It lives as long as the process that made it.
+        Returns the image's name for :meth:`up`. It lives as long as its owner, a process: this one, if none is given.
         """
+        owner_pid = owner_pid or os.getpid()
         if self.running:
             raise HostError(f"{self.name} runs: power it off first")
         record = self.record
-        image = f"{name}-{os.getpid()}"
+        image = f"{name}-{owner_pid}"
         folder = SNAPSHOTS / image
         remove(folder)
         folder.mkdir(parents=True)
         unmount(self.folder / "root")
         shutil.move(self.folder / "upper", folder / "layer")
         layers = [str(folder / "layer"), *record["layers"]]
-        owner = {"pid": os.getpid(), "born": birth(os.getpid())}
+        owner = {"pid": owner_pid, "born": birth(owner_pid)}
         (folder / "snapshot.json").write_text(json.dumps({"layers": layers, "owner": owner}))
         self.down()
         return image

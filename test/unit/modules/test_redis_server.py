@@ -542,7 +542,8 @@ def test_keys_that_are_gone_after_a_restart_are_told(redis_server):
 
 
 @pytest.mark.parametrize(
-    ("version", "suits"), [("", False), ("4.6.0", False), ("5.0.0", True), ("7.1.1", True), ("7.4.1", False), ("8.0.0", False)]
+    ("version", "suits"),
+    [("", False), ("4.6.0", False), ("5.0.0", True), ("7.1.1", True), ("7.4.1", False), ("8.0.0", False)],
 )
 def test_a_client_suits_by_its_version(redis_server, monkeypatch, version, suits):
     monkeypatch.setattr(redis_server.importlib.util, "find_spec", lambda name: version or None)
