@@ -101,8 +101,8 @@ def request(app: str, source: str = "command", once: str = "") -> dict[str, Any]
         Something that belongs to this request alone, such as its signature: a second request with it is refused.
 
     Returns ``result`` (bool) and ``comment``, and when it was taken ``app``, ``serial`` (int, the request's number) and
-    ``state``: ``started`` or ``waiting``. An app that is not in the configuration, or wrong there, is refused, and a
-    request that was there before; the master's log tells of it.
+    ``state``: ``started`` or ``waiting``. An app that is not in the configuration is refused, and a request that was
+    there before; the master's log tells of it.
 
     CLI Example:
 
@@ -196,9 +196,12 @@ def show(app: str | None = None) -> dict[str, Any]:
         salt-run sidekiq_rollout.show
         salt-run sidekiq_rollout.show shop
     """
-    return {
-        name: _Ledger(__opts__, name).facts() for name in ([_known(__opts__, app)] if app else sorted(_apps(__opts__)))
-    }
+
+    def look() -> dict[str, Any]:
+        names = [app] if app else sorted(_apps(__opts__))
+        return {name: _Ledger(__opts__, name).facts() for name in names}
+
+    return _answer(look)
 
 
 def watch(app: str, wait: float = 0) -> dict[str, Any]:
@@ -241,14 +244,14 @@ def _answer(act: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     except (CommandExecutionError, SaltInvocationError, SaltClientError) as err:
         log.error("%s", err)
         answer = {"result": False, "comment": str(err)}
-    if not answer["result"]:
+    if not answer.get("result", True):
         # The one is for an orchestration, the other for salt-run's exit code (salt/cli/run.py).
         __context__["retcode"] = answer["retcode"] = 1
     return answer
 
 
 def _request(app: str, source: str, once: str) -> dict[str, Any]:
-    _settings(__opts__, app)
+    # Of the app's settings the reactor knows what they were when the master started: the roll-out reads them itself.
     ledger = _Ledger(__opts__, app)
     with ledger.mutex():
         serial = ledger.note(source, once)
@@ -833,8 +836,8 @@ def _follow(ledger: _Ledger, serial: int = 0) -> dict[str, Any]:
             if served and record["ended"] is not None and (serial or free):
                 return record
             if free and record == ledger.read("current"):
-                if not serial:
-                    return record
+                if not record and not serial:
+                    return {}
                 raise CommandExecutionError("The roll-out's process ended before its time: see the master's log")
             _print_step(
                 bus.get_event(wait=_POLL, tag="redis_sidekiq/restart/", match_type="startswith", full=True), record
@@ -862,4 +865,6 @@ def _print_step(event: dict[str, Any] | None, record: dict[str, Any]) -> None:
 
 
 def _print_line(host: str, words: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {host}: {words}", file=sys.stderr, flush=True)
+    # What a minion said is for a terminal to show, not to obey.
+    shown = "".join(sign if sign.isprintable() or sign == "\n" else "?" for sign in words)
+    print(f"{time.strftime('%H:%M:%S')} {host}: {shown}", file=sys.stderr, flush=True)
