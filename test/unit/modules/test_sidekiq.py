@@ -264,7 +264,8 @@ def test_a_quiet_process_and_an_older_unit_are_stale(sidekiq, app):
 
 def beat(identity, started=1000.0, age=1.0):
     hostname, pid, _ = identity.split(":")
-    return {"identity": identity, "hostname": hostname, "pid": int(pid), "started": started, "beat_age": age}
+    facts = {"identity": identity, "hostname": hostname, "pid": int(pid), "started": started, "beat_age": age}
+    return {**facts, "queues": ["default"], "quiet": False}
 
 
 @pytest.mark.parametrize(
@@ -616,6 +617,68 @@ def test_nothing_is_stopped_when_the_release_is_gone(sidekiq, host, monkeypatch)
     record = sidekiq.restart("sidekiq")
     assert (record["result"], host.acts) == (False, [])
     assert "There is no release at /no/such/release" in record["comment"]
+
+
+# What a roll-out asks first -------------------------------------------------------------------------------------------
+
+
+def ready(sidekiq):
+    return sidekiq.ready(["sidekiq"])["sidekiq"]
+
+
+def test_a_service_that_is_as_it_should_be_is_ready_and_not_due(sidekiq, host):
+    facts = ready(sidekiq)
+    assert (facts["problem"], facts["due"], facts["strategy"], facts["release"]) == ("", [], "handover", "/")
+    assert facts["queues"] == {"default": {"here": 1, "elsewhere": 0}} and facts["budget"] > 0
+    assert host.acts == []
+
+
+def test_what_a_restart_would_replace_is_due(sidekiq, host, monkeypatch):
+    monkeypatch.setattr(sidekiq, "_stale", lambda wish, one: ["it works in /srv/app/releases/1"])
+    assert ready(sidekiq)["due"] == ["sidekiq.service: it works in /srv/app/releases/1"]
+    host.running.clear()
+    assert ready(sidekiq)["due"] == ["sidekiq.service does not work, systemd calls it inactive"]
+
+
+def test_what_a_restart_that_was_cut_off_left_is_due(sidekiq, host):
+    host.helper = True
+    assert ready(sidekiq)["due"] == ["sidekiq.service: a restart that was cut off left its helper"]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"refuses": "Redis is loading"}, "Redis is loading"),
+        ({"loaded": False}, "sidekiq.service is not on this host: apply redis_sidekiq first"),
+        ({"loaded": False, "masked": True}, "sidekiq.service is masked: systemctl unmask it first"),
+    ],
+)
+def test_what_must_not_be_restarted_says_why(sidekiq, host, change, sentence):
+    vars(host).update(change)
+    assert ready(sidekiq) == {"problem": sentence}
+
+
+def test_one_service_does_not_hide_the_others(sidekiq, host):
+    facts = sidekiq.ready(["ssh", "sidekiq"])
+    assert "'ssh' is not a Sidekiq service of this minion" in facts["ssh"]["problem"]
+    assert facts["sidekiq"]["problem"] == ""
+
+
+def test_little_memory_means_that_it_would_drain(sidekiq, host):
+    host.memory = 1 << 20
+    assert ready(sidekiq)["strategy"] == "drain"
+
+
+def test_others_count_when_they_are_alive_and_not_quiet(sidekiq, host, monkeypatch):
+    mine = host.beats("sidekiq")
+    others = [
+        {**beat("web2:1:x"), "queues": ["default", "mails"]},
+        {**beat("web3:1:x"), "quiet": True},
+        beat("web4:1:x", age=50.0),
+    ]
+    host.beats = lambda service: mine + others
+    sidekiq.__salt__["sidekiq_redis.beats"] = host.beats
+    assert ready(sidekiq)["queues"] == {"default": {"here": 1, "elsewhere": 1}}
 
 
 def test_a_lock_is_waited_for_no_longer_than_its_budget(sidekiq):
