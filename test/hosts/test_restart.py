@@ -575,3 +575,31 @@ def test_facts_are_told_as_data(host):
     stats = salt_call(host, "sidekiq.stats", "sidekiq")
     assert stats["processes"] >= 1 and stats["processed"] > 0
     assert salt_call(host, "sidekiq.stale") == []
+
+
+@on_one
+def test_two_services_of_a_host_are_restarted_one_after_the_other(host):
+    pillar = sidekiq_pillar()
+    services = pillar["redis_sidekiq"]["sidekiq"]["services"]
+    services["second"] = services["sidekiq"]
+    put_pillar(host, pillar)
+    apply_locally(host, SLS).assert_ok()
+    before = {name: app.main_pid(host, name) for name in services}
+    with load(host, even=True) as verdict:
+        begun = now(host)
+        calls = [
+            host.popen(
+                ["salt-call", "--local", "--out=json", "--log-level=quiet", "sidekiq.restart", name, "strategy=drain"]
+            )
+            for name in services
+        ]
+        for call in calls:
+            call.wait(120)
+        ended = now(host)
+    after = {name: app.main_pid(host, name) for name in services}
+    assert "0" not in after.values() and all(before[name] != after[name] for name in services)
+    assert verdict.gap(begun, ended) < 0.5 and verdict.missing == []
+    put_pillar(host, sidekiq_pillar())
+    host.run(["systemctl", "disable", "--now", "second"])
+    apply_locally(host, SLS).assert_ok()
+    assert_works(host)
