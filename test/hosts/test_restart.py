@@ -123,20 +123,48 @@ def run_under_load(host: Host, strategies: list[str]) -> None:
     assert verdict.missing == []
     assert verdict.enqueued > 100 * len(strategies)
     assert not {"not found"} & set(fates)
-    if "handover" in gaps:
-        assert max(gaps["handover"]) < 0.25, gaps
+    # Most of the ten threads are in long jobs; what happens to quick ones alone is the next test's.
+    assert max(gaps.get("handover", [0])) < 0.5, gaps
     assert_works(host)
 
 
-@on_both
-def test_restarts_under_load_lose_nothing(host, image):
-    run_under_load(host, ["handover", "drain", PLAIN] if image == "bookworm" else ["handover"])
+def run_without_a_gap(host: Host, times: int) -> None:
+    """Handovers while nothing but jobs of 50 ms is to be done."""
+    spans = []
+    with load(host, even=True) as verdict:
+        for _ in range(times):
+            begun = now(host)
+            record = restart(host, "handover")
+            spans.append((begun, now(host)))
+            assert record["result"] is True, json.dumps(record, indent=1)
+    gaps = [round(verdict.gap(*span), 3) for span in spans]
+    print(
+        f"{times} handovers, {verdict.enqueued} jobs, missing {verdict.missing}; longest times without a job's end {gaps}"
+    )
+    assert verdict.missing == [] and verdict.begun_again == verdict.worked_again == 0
+    assert max(gaps) < 0.25
+
+
+@on_one
+def test_restarts_under_load_lose_nothing(host):
+    run_under_load(host, ["handover", "drain", PLAIN])
 
 
 @pytest.mark.soak
 @on_both
 def test_a_hundred_restarts_under_load_lose_nothing(host):
     run_under_load(host, ["handover", "drain", "handover", PLAIN] * 25)
+
+
+@on_both
+def test_a_handover_leaves_no_gap(host):
+    run_without_a_gap(host, 1)
+
+
+@pytest.mark.soak
+@on_both
+def test_no_handover_of_many_leaves_a_gap(host):
+    run_without_a_gap(host, 25)
 
 
 @on_one
