@@ -109,7 +109,7 @@ class Fleet:
         pillars = {server.name: settings for server in self.servers}
         if self.deployer:
             pillars[self.deployer.name] = {"roles": ["deploy"], "deploy": {"apps": ["app"]}}
-        text = f"#!py\nPILLARS = {pillars!r}\n\ndef run():\n    return {{'redis_sidekiq': PILLARS[__grains__['id']]}}\n"
+        text = f"#!py\nPILLARS = {pillars!r}\n\ndef run():\n    return {{'redis_sidekiq': PILLARS.get(__grains__['id'], {{}})}}\n"
         put_pillar(self.master.host, text)
 
     def make_server(self, server: Host) -> None:

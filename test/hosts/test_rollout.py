@@ -7,7 +7,7 @@ import time
 import pytest
 
 from test.hosts import app
-from test.hosts.bench_rollouts import storm
+from test.hosts.bench_rollouts import fire, storm
 from test.hosts.fleet import PASSWORD, SECRET, Fleet
 from test.hosts.lab import REPO, wait_for
 from test.hosts.load import load, now
@@ -45,6 +45,7 @@ def states(record: dict) -> dict[str, str]:
 def test_capistrano_deploys_and_the_event_rolls_the_servers_one_after_the_other(fleet):
     fa, fb = fleet.servers
     fleet.commit(f"release {next(RELEASES)}")
+    watch = fleet.master.host.popen(["salt-run", "--out=json", "sidekiq_rollout.watch", "app", "wait=90"])
     with load(fa, depth=60, even=True, redis=fleet.redis_cli, url=fleet.url) as verdict:
         with fleet.events("redis_sidekiq/*") as seen:
             begun = now(fa)
@@ -64,6 +65,14 @@ def test_capistrano_deploys_and_the_event_rolls_the_servers_one_after_the_other(
         assert process["strategy"] == "handover" and process["gap"] == 0
     told = [(data["host"], data["state"]) for tag, data in seen if tag == "redis_sidekiq/rollout/app"]
     assert told.index(("fa", "done")) < told.index(("fb", "restarting"))
+    watched = watch.communicate(timeout=60)[0]
+    for line in (
+        " fa: restarting",
+        " fa:   prove the helper",
+        " fb: done: sidekiq.service was handed over",
+        '"result": true',
+    ):
+        assert line in watched
 
 
 def newest_release(server) -> str:
@@ -323,3 +332,25 @@ def test_secrets_are_in_no_record(fleet):
     for place in ("/var/cache/salt/master/redis_sidekiq", "/var/log/salt"):
         found = fleet.master.host.run(["grep", "-rlE", f"{PASSWORD}|{SECRET}", place], check=False)
         assert (found.returncode, found.stdout) == (1, ""), found
+
+
+@pytest.mark.soak
+def test_a_fleet_of_twelve_hosts_rolls_two_apps_at_once(session_hosts, masterless):
+    names = [f"fl{number}" for number in range(12)]
+    apps = {"shop": names[0::2], "blog": names[1::2]}
+    large = Fleet(session_hosts, masterless("bookworm").image, names, apps, prefix="fl")
+    large.configure_apps(batch="25%")
+    large.deploy("2")
+    fire(large, ["shop", "blog"], 2)
+    for name, hosts in apps.items():
+        record = large.wait_idle(name, 400)
+        assert record["result"] and record["totals"]["done"] == len(hosts)
+        print(name, record["totals"])
+    assert set(large.releases().values()) == {"2"}
+    assert large.roll()["totals"]["current"] == 12
+    large.deploy("3", NO_BOOT, servers=[large.servers[0]])
+    record = large.roll("shop")
+    assert states(record)["fl0"] == "failed" and record["totals"]["failed"] == 1
+    assert set(large.releases().values()) == {"2"}
+    for host in (large.master.host, large.redis, *large.servers):
+        host.down()
