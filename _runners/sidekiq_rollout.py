@@ -718,6 +718,8 @@ class _Rollout:
         """Call a function on hosts and give (host, answer) as they come. Who does not answer is asked in between
         whether it is still at it, by Salt itself, and given up when it is not; all are, when the budget (s) is over.
         """
+        if not hosts:
+            return
         until = time.monotonic() + budget
         with salt.client.get_local_client(self.opts["conf_file"]) as client:
             answers = client.cmd_iter_no_block(
