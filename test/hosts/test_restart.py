@@ -121,7 +121,7 @@ def run_under_load(host: Host, strategies: list[str]) -> None:
         f"{ {strategy: (min(each), max(each)) for strategy, each in gaps.items()} }"
     )
     assert verdict.missing == []
-    assert verdict.enqueued > 100 * len(strategies)
+    assert verdict.enqueued > 20 * len(strategies)
     assert not {"not found"} & set(fates)
     # Most of the ten threads are in long jobs; what happens to quick ones alone is the next test's.
     assert max(gaps.get("handover", [0])) < 0.5, gaps
