@@ -72,10 +72,10 @@ def fire(fleet: Fleet, names: list[str], count: int = 1) -> float:
 
 def roll(fleet: Fleet, name: str) -> Cost:
     """Send one event and wait for its outcome."""
-    before = fleet.show(name)["last"].get("serial", 0)
-    sent = fire(fleet, [name])
-    wait_for(lambda: fleet.show(name)["last"].get("serial", 0) > before, 900, f"the outcome of {name}")
-    record = fleet.show(name)["last"]
+    with fleet.events("redis_sidekiq/deploy*") as seen:
+        sent = fire(fleet, [name])
+        wait_for(lambda: outcomes(seen, name), 900, f"the outcome of {name}")
+    (record,) = outcomes(seen, name)
     assert record["result"], json.dumps(record, indent=1)
     begins = [entry["began"] for entry in record["hosts"].values() if "began" in entry]
     return Cost(

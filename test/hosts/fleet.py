@@ -196,7 +196,10 @@ class Fleet:
 
         def is_idle() -> bool:
             found.update(self.show(name))
-            return found["state"] == "idle" and not found["waiting"]
+            idle = found["state"] == "idle" and not found["waiting"]
+            if not idle:
+                time.sleep(2)  # each look is a program that takes a second of the master's time
+            return idle
 
         wait_for(is_idle, seconds, f"the end of {name}'s roll-outs")
         return found["last"]
