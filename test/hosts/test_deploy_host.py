@@ -78,14 +78,14 @@ def everything(host: Host) -> str:
 
 
 @pytest.fixture(scope="module")
-def site(session_hosts):
+def site(module_hosts):
     """A host that has sudo and knows nothing of the formula, converged with two apps: in test mode, for real, once more.
 
     With sudo, because where no package is installed nothing else makes Salt see modules that the run itself has synced.
     """
-    host = session_hosts("dh-bookworm")
+    host = module_hosts("dh-bookworm")
     host.run(["apt-get", "install", "-y", "sudo"], timeout=300)
-    site = Site(Master(session_hosts("dm-bookworm"), pillar("shop", "blog")), host)
+    site = Site(Master(module_hosts("dm-bookworm"), pillar("shop", "blog")), host)
     site.master.attach(host)
     before = everything(host)
     site.announced = site.master.apply(host, test=True)

@@ -45,13 +45,13 @@ print(json.dumps({"open": sum(ok for _, ok in found), "shut": sorted(at for at, 
 
 
 @pytest.fixture(scope="module")
-def prepared(session_hosts):
+def prepared(module_hosts):
     """Return a function of (image) that gives an image with ufw, sshd and the formula's modules in place."""
     made: dict[str, str] = {}
 
     def image_of(image: str) -> str:
         if image not in made:
-            host = session_hosts(f"fw-{image}", image=image)
+            host = module_hosts(f"fw-{image}", image=image)
             host.run(["apt-get", "install", "-y", "ufw", "openssh-server"], timeout=300)
             make_masterless(host, {"redis_sidekiq": {}})
             salt_call(host, "saltutil.sync_all")
@@ -72,9 +72,9 @@ def host(request, prepared, make_host) -> Host:
 
 
 @pytest.fixture(scope="module")
-def outside(session_hosts) -> Host:
+def outside(module_hosts) -> Host:
     """The outside world: nothing of it changes, so one host stands for all tests."""
-    return session_hosts("fw-out")
+    return module_hosts("fw-out")
 
 
 def listen(host: Host) -> None:

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from test.hosts import app
-from test.hosts.bench_rollouts import fire, storm
+from test.hosts.bench_rollouts import storm
 from test.hosts.fleet import PASSWORD, SECRET, Fleet
 from test.hosts.lab import REPO, wait_for
 from test.hosts.load import load, now
@@ -17,10 +17,10 @@ NO_BOOT = 'raise "no boot as meant"'
 
 
 @pytest.fixture(scope="module")
-def made_fleet(session_hosts, masterless):
+def made_fleet(module_hosts, masterless):
     """Two app servers, their Redis, a master. Each server is an app of its own too."""
     image = masterless("bookworm").image
-    return Fleet(session_hosts, image, ["fa", "fb"], {"shop": ["fa"], "blog": ["fb"]}, deployer=True)
+    return Fleet(module_hosts, image, ["fa", "fb"], {"shop": ["fa"], "blog": ["fb"]}, deployer=True)
 
 
 @pytest.fixture
@@ -339,25 +339,3 @@ def test_secrets_are_in_no_record(fleet):
     for place in ("/var/cache/salt/master/redis_sidekiq", "/var/log/salt"):
         found = fleet.master.host.run(["grep", "-rlE", f"{PASSWORD}|{SECRET}", place], check=False)
         assert (found.returncode, found.stdout) == (1, ""), found
-
-
-@pytest.mark.soak
-def test_a_fleet_of_twelve_hosts_rolls_two_apps_at_once(session_hosts, masterless):
-    names = [f"fl{number}" for number in range(12)]
-    apps = {"shop": names[0::2], "blog": names[1::2]}
-    large = Fleet(session_hosts, masterless("bookworm").image, names, apps, prefix="fl")
-    large.configure_apps(batch="25%")
-    large.deploy("2")
-    fire(large, ["shop", "blog"], 2)
-    for name, hosts in apps.items():
-        record = large.wait_idle(name, 400)
-        assert record["result"] and record["totals"]["done"] == len(hosts)
-        print(name, record["totals"])
-    assert set(large.releases().values()) == {"2"}
-    assert large.roll()["totals"]["current"] == 12
-    large.deploy("3", NO_BOOT, servers=[large.servers[0]])
-    record = large.roll("shop")
-    assert states(record)["fl0"] == "failed" and record["totals"]["failed"] == 1
-    assert set(large.releases().values()) == {"2"}
-    for host in (large.master.host, large.redis, *large.servers):
-        host.down()

@@ -18,13 +18,13 @@ on_one = pytest.mark.parametrize("image", ["bookworm", pytest.param("trixie", ma
 
 
 @pytest.fixture(scope="module")
-def sudo_hosts(session_hosts):
+def sudo_hosts(module_hosts):
     """Return a function of an image that gives a host with sudo, a deploy user, and a stand-in for Sidekiq's unit."""
     made: dict[str, Host] = {}
 
     def host_of(image: str) -> Host:
         if image not in made:
-            host = session_hosts(f"sudo-{image}", image=image)
+            host = module_hosts(f"sudo-{image}", image=image)
             make_masterless(host, {"redis_sidekiq": {}})
             host.run(["apt-get", "install", "-y", "sudo"], timeout=300)
             host.run(["useradd", "-m", "-s", "/bin/bash", "deploy"])

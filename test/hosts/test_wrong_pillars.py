@@ -11,8 +11,8 @@ ON_A_HOST = 24
 
 
 @pytest.fixture(scope="module")
-def bare(session_hosts):
-    host = session_hosts("wrong", image="bookworm")
+def bare(module_hosts):
+    host = module_hosts("wrong", image="bookworm")
     make_masterless(host, {})
     return host, host_facts(host)
 

@@ -29,10 +29,21 @@ def hosts_gone_at_the_end():
     prune()
 
 
-@pytest.fixture(scope="session")
-def session_hosts(hosts_gone_at_the_end):
-    """``session_hosts(name, image="bookworm")``: boot a host that stays until the session ends or it is taken down."""
-    return boot
+@pytest.fixture(scope="module")
+def module_hosts(hosts_gone_at_the_end):
+    """``module_hosts(name, image="bookworm")``: boot a host that goes with the module's last test.
+
+    A host takes six or seven inotify instances, and many kernels give root 128: some eighteen hosts are all there can be.
+    """
+    made: list[Host] = []
+
+    def _boot(name: str, image: str = "bookworm") -> Host:
+        made.append(boot(name, image))
+        return made[-1]
+
+    yield _boot
+    for host in made:
+        _down(host)
 
 
 @pytest.fixture
