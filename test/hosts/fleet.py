@@ -143,7 +143,9 @@ class Fleet:
         """Commit the app as it is in the tree, with a line added to its worker file, and push it."""
         host, git = self.deployer, ["git", "-C", "/srv/work", "-c", "user.name=d", "-c", "user.email=d@localhost"]
         host.copy_in(REPO / "test/app", "/srv/work")
-        host.run(["sh", "-c", "cat >> /srv/work/worker.rb"], input=f"{ruby}\n# {subject}\n")
+        host.write("/srv/work/CHANGES", subject)
+        if ruby:
+            host.run(["sh", "-c", "cat >> /srv/work/worker.rb"], input=ruby + "\n")
         host.run(["chown", "-R", "deploy:", "/srv/work"])
         host.run([*git, "add", "-A"], user="deploy")
         host.run([*git, "commit", "-q", "-m", subject], user="deploy")

@@ -214,7 +214,6 @@ def test_a_host_that_does_not_answer_is_listed_and_not_waited_for(fleet):
     assert states(record) == {"fa": "unreachable", "fb": "done"}
     assert not record["result"] and "Unreachable: fa" in record["comment"]
     assert time.monotonic() - begun < 90
-    assert states(fleet.roll()) == {"fa": "done", "fb": "current"}
 
 
 def test_hosts_that_drain_leave_a_consumer_for_each_queue(fleet):
