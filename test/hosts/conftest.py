@@ -80,15 +80,12 @@ def converge_site(name: str) -> Site:
     """Bring up a master and a host with the demo's pillar, and run the formula: in test mode, for real, once more.
 
     Args:
-        name: an image, for a bare host. Compiling takes minutes: ``trixie`` starts where the run without a master ended,
-            ``bookworm-3006`` has the build of one; those with ``-bare`` are for `make soak`.
+        name: an image, for a bare host. Redis 8 takes minutes to compile, so ``trixie`` starts where the run without a
+            master ended; ``trixie-bare`` is for `make soak`.
     """
     image, bare = name.removesuffix("-bare"), name != "trixie"
     master_host = boot(f"m-{name}", image)
     host = boot(f"h-{name}", image if bare else background.get("masterless", image).image)
-    if name == "bookworm-3006":
-        build = SNAPSHOTS / background.get("masterless", "bookworm").image / "layer/opt/redis"
-        host.copy_in(build, "/opt/redis")
     master_host.write("/etc/salt/master.d/redis_sidekiq.conf", app.reactor_config(host.name))
     master = Master(master_host, demo_pillar(image))
     master.attach(host)
@@ -159,9 +156,8 @@ class Background:
             image = getattr(item, "callspec", None) and item.callspec.params.get("image") or "bookworm"
             for kind in self.MAKERS.keys() & set(item.fixturenames):
                 self.made.setdefault((kind, image), Future())
-        for site, image in (("trixie", "trixie"), ("bookworm-3006", "bookworm")):
-            if ("sites", site) in self.made:
-                self.made.setdefault(("masterless", image), Future())
+        if ("sites", "trixie") in self.made:
+            self.made.setdefault(("masterless", "trixie"), Future())
         # Sites may start where those ended.
         self.made = dict(sorted(self.made.items(), key=lambda entry: entry[0][0] == "sites"))
         if any("hosts" in item.path.parts for item in items):
