@@ -155,8 +155,9 @@ def ready(services: list[str]) -> dict[str, dict[str, Any]]:
     Returns service -> ``problem`` (why it must not be restarted now, a sentence; empty: it may) and, as far as there is
     none: ``release`` (where `current` points), ``due`` (why it has to be restarted, a list of sentences; empty: it need
     not), ``strategy`` (``handover`` or ``drain``: what a restart would do now), ``budget`` (s that a restart may take
-    at most, with waiting for others on this host) and ``queues``, queue -> ``{here, elsewhere}``: how many processes fetch from it on this minion, and how
-    many on others. Nothing is raised for a service, so that one does not hide the others.
+    at most, with waiting for others on this host) and ``queues``, queue -> ``{here, elsewhere}``: how many processes
+    fetch from it on this minion, and how many on others. Nothing is raised for a service, so that one does not hide
+    the others.
 
     CLI Example:
 

@@ -272,7 +272,7 @@ def test_an_interruption_leaves_no_host_quiet_and_the_next_event_finishes_the_jo
         fa.start()
     if what == "the network is cut":
         time.sleep(45)
-        restore_network(fa)
+        fa.run(["ip", "link", "set", "host0", "up"])
     fleet.master.wait_for(fa)
     fleet.master.wait_for(fb)
     fleet.wait_idle()
@@ -290,11 +290,6 @@ def is_locked(host) -> bool:
     """Whether a restart is at work there."""
     lock = "/run/redis_sidekiq/sidekiq.lock"
     return host.exists(lock) and host.run(["flock", "--nonblock", lock, "true"], check=False).returncode != 0
-
-
-def restore_network(host) -> None:
-    """A link that was down has lost its routes."""
-    host.run(["ip", "link", "set", "host0", "up"])
 
 
 def is_consuming(fleet: Fleet, name: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -35,29 +36,13 @@ def module_hosts(hosts_gone_at_the_end):
 
     A host takes six or seven inotify instances, and many kernels give root 128: some eighteen hosts are all there can be.
     """
-    made: list[Host] = []
-
-    def _boot(name: str, image: str = "bookworm") -> Host:
-        made.append(boot(name, image))
-        return made[-1]
-
-    yield _boot
-    for host in made:
-        _down(host)
+    yield from _booting()
 
 
 @pytest.fixture
 def make_host(hosts_gone_at_the_end):
     """``make_host(name, image="bookworm")``: boot a host that goes with the test."""
-    made: list[Host] = []
-
-    def _boot(name: str, image: str = "bookworm") -> Host:
-        made.append(boot(name, image))
-        return made[-1]
-
-    yield _boot
-    for host in made:
-        _down(host)
+    yield from _booting()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -75,6 +60,19 @@ def boot(name: str, image: str = "bookworm") -> Host:
     host = Host.up(name, image=image, owner_pid=os.getpid())
     _up[name] = host
     return host
+
+
+def _booting() -> Iterator[Callable[..., Host]]:
+    """Give a function that boots hosts, and take those down after it."""
+    made: list[Host] = []
+
+    def _boot(name: str, image: str = "bookworm") -> Host:
+        made.append(boot(name, image))
+        return made[-1]
+
+    yield _boot
+    for host in made:
+        _down(host)
 
 
 def _down(host: Host) -> None:
