@@ -38,7 +38,7 @@ import salt.utils.url
 from salt.exceptions import CommandExecutionError, MinionError, SaltInvocationError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     __context__: dict[str, Any] = {}
     __salt__: dict[str, Any] = {}
@@ -51,6 +51,7 @@ MANAGERS = ("systemd", "sysv")
 CLIENT = "redis>=5,<7.2"
 
 _RECIPE = 1  # part of a build's name: raise it when the same settings shall give another build
+_MEANING = 1  # part of a meaning's key: raise it when the same config shall be asked for anew
 _RECORD = "build.json"
 _CURRENT = "current"
 _UNIT_DIR = "/etc/systemd/system"
@@ -68,6 +69,8 @@ _LAST_LINES = 30
 
 # Directives whose value nobody shall read in a diff; the formula writes only the first, a file found may hold others.
 _SECRET_LINES = ("requirepass", "masterauth", "user", "tls-key-file-pass", "tls-client-key-file-pass", "sentinel")
+# Redis' words for a directive that stays as it was at the start.
+_REFUSED = r"can't set (immutable|protected) config|Unsupported CONFIG parameter"
 # Where a server looks for its data, and what Redis takes when redis.conf does not say.
 _PLACES = {"dbfilename": "dump.rdb", "appendfilename": "appendonly.aof", "appenddirname": "appendonlydir"}
 
@@ -443,12 +446,47 @@ def config_check(instance: str) -> str:
         # Redis enters `dir` while it reads the file, and must not come near the data.
         elsewhere = [[name, folder if name == "dir" else value] for name, value in wish["directives"]]
         _write(candidate, _config_text({**wish, "directives": elsewhere}), 0o640, account.gid)
+        binary, secret = _binary(redis["prefix"]), wish["password"]
         try:
-            _scratch_boot(_binary(redis["prefix"]), account, folder, config=candidate, password=wish["password"])
+            meaning = _scratch_boot(binary, account, folder, config=candidate, password=secret, ask=_config_values)
         except CommandExecutionError as err:
             words = _blot(str(err), wish["password"]).replace(candidate, wish["config"])
             raise CommandExecutionError(f"Redis {redis['version']} refuses the config: {words}") from None
+    key = _config_key(wish, build)
+    __context__.setdefault("redis_server.meanings", {})[key] = {"key": key, **meaning}
     return f"Redis {redis['version']} starts with it"
+
+
+def config_meaning(instance: str, known: dict[str, Any] | None = None) -> dict[str, Any]:
+    """
+    What an instance's config means to the current build: what the server that :func:`config_check` starts with it says.
+
+    instance
+        Name of the instance in the settings.
+    known
+        What an earlier call returned; it is returned again while it is about the same config and build.
+
+    Returns ``key`` (a digest of config and build), ``values`` (CONFIG GET *, without secrets; where that server has to
+    be started otherwise, the values of that start) and ``fixed`` (names that CONFIG SET refuses); {} while the build
+    that the settings wish is not the current one. Raises what :func:`config_check` raises.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' redis_server.config_meaning 6379
+    """
+    redis = _settings()
+    flags = redis["build"]
+    build = _build_name(redis["version"], redis["source_hash"], flags["malloc"], flags["tls"], systemd=True)
+    key = _config_key(_instance(instance, redis), build)
+    if _current(redis["prefix"]) != build:
+        return {}
+    if known and known.get("key") == key:
+        return known
+    if key not in __context__.get("redis_server.meanings", {}):
+        config_check(instance)
+    return __context__["redis_server.meanings"][key]
 
 
 def config_write(name: str, instance: str) -> str:
@@ -475,6 +513,8 @@ def config_write(name: str, instance: str) -> str:
     if before:
         # The server that still runs with the old file has to be asked before it is stopped.
         __context__.setdefault("redis_server.passwords", {})[instance] = before
+    # First, so that no config is in place whose lines nobody knows the age of.
+    __salt__["redis_config.remember"](instance)
     _write(name, _config_text(wish), 0o640, _group_id(redis["group"]))
     return sentence
 
@@ -494,8 +534,10 @@ def status(instance: str, ask: bool = True) -> dict[str, Any]:
     Returns a dictionary: ``instance``, ``unit``, ``manager`` (systemd or sysv), ``loaded``, ``enabled``, ``active``
     (systemd's word; of an init script active or inactive), ``pid`` (0: none), ``started`` (epoch s or None),
     ``program`` (what the process executes), ``build`` (the current one), ``stale`` (list of reasons why it should be
-    started anew), ``needs_reload`` (the unit on disk is not the one loaded) and, with ``ask``, ``info`` (INFO as a
-    dictionary, None without an answer) and ``info_error``.
+    started anew), ``younger_config`` (bool: redis.conf changed after the process was started; alone no reason),
+    ``needs_reload`` (the unit on disk is not the one loaded) and, with ``ask``, ``info`` (INFO as a dictionary, None
+    without an answer), ``info_error`` and ``unfollowed`` (what it was started with and yet does otherwise, or empty).
+    With ``ask``, ``stale`` also has the directives that CONFIG SET cannot bring to the running server.
 
     Raises SaltInvocationError for an instance that is not in the settings, CommandExecutionError without systemd.
 
@@ -510,6 +552,8 @@ def status(instance: str, ask: bool = True) -> dict[str, Any]:
     facts = _service_facts(wish, redis)
     if ask:
         facts["info"], facts["info_error"] = _info(wish) if facts["pid"] else (None, "")
+        reasons, facts["unfollowed"] = _unfollowed(wish, facts)
+        facts["stale"] += reasons
     return facts
 
 
@@ -539,7 +583,8 @@ def start(instance: str) -> dict[str, Any]:
             old = record["old"] = _ready_to_start(wish, redis)
         if old["active"] == "active":
             return _done(record, f"{wish['unit']} runs already, pid {old['pid']}", new=old)
-        if old["active"] not in ("inactive", "failed") and (old["stale"] or not old["pid"]):
+        old_files = old["stale"] or old["younger_config"]
+        if old["active"] not in ("inactive", "failed") and (old_files or not old["pid"]):
             # It fails and starts again and again: a try under way may have read older files, and would count as ours.
             with _step(record, "stop"):
                 _stop(wish, redis)
@@ -603,7 +648,8 @@ def restart(instance: str) -> dict[str, Any]:
     with _procedure(wish) as record:
         with _step(record, "look"):
             old = record["old"] = _ready_to_start(wish, redis)
-        if old["active"] == "active" and (old["started"] or 0) > requested and not old["stale"]:
+        fresh = (old["started"] or 0) > requested and not old["stale"] and not old["younger_config"]
+        if old["active"] == "active" and fresh:
             return _done(record, f"{wish['unit']} was restarted by another call, pid {old['pid']}", new=old)
         notes = []
         try:
@@ -618,6 +664,38 @@ def restart(instance: str) -> dict[str, Any]:
         sentence = f"{wish['unit']} was restarted: pid {old['pid']} before, {record['new']['pid']} now"
         _done(record, "; ".join([sentence, *notes]), new=record["new"])
     return record
+
+
+@contextlib.contextmanager
+def session(instance: str, hold: bool = True, **kwargs: Any) -> Iterator[Any]:
+    """
+    A connection to a running instance, for the formula's other modules: how to get in is known here alone.
+
+    instance
+        Name of the instance in the settings.
+    hold
+        Keep restarts, stops and other holders away meanwhile (bool, default True): a stop changes settings for a moment.
+
+    A context manager that gives a ``redis.Redis``, or None when the server takes no password known here; refused over
+    Salt's bus and on a command line. Raises CommandExecutionError when another holder does not let go.
+
+    CLI Example:
+
+    .. code-block:: python
+
+        with __salt__["redis_server.session"]("6379") as client:
+            client.ping()
+    """
+    if kwargs:
+        raise SaltInvocationError("A connection is nothing to return; it is for modules")
+    wish = _instance(instance, _settings(reveal=True))
+    with _lock(wish["unit"], _BUSY + _STOP + _LOADING) if hold else contextlib.nullcontext():
+        client = _connect(wish)
+        try:
+            yield client
+        finally:
+            if client:
+                client.close()
 
 
 def enable(instance: str) -> None:
@@ -1191,18 +1269,41 @@ def _scratch_folder(name: str, account: Account) -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _build_info(client: Any) -> dict[str, Any]:
+    return client.info("server") | client.info("memory")
+
+
+def _config_values(client: Any) -> dict[str, Any]:
+    """
+    What the file means to Redis itself, and which directives it would not change while it runs: each is set to the value
+    that it has (src/config.c, configSetCommand: "can't set immutable config"; before 7.0 "Unsupported CONFIG parameter").
+    """
+    values = {name: value for name, value in client.config_get("*").items() if name not in _SECRET_LINES}
+    pipe = client.pipeline(transaction=False)
+    for name, value in values.items():
+        pipe.execute_command("CONFIG SET", name, value)
+    said = dict(zip(values, map(str, pipe.execute(raise_on_error=False))))
+    return {"values": values, "fixed": [name for name in values if re.search(_REFUSED, said[name])]}
+
+
 def _scratch_boot(
-    binary: str, account: Account, folder: str, config: str = "", password: str = "", notify: bool = False
+    binary: str,
+    account: Account,
+    folder: str,
+    config: str = "",
+    password: str = "",
+    notify: bool = False,
+    ask: Callable[[Any], dict[str, Any]] = _build_info,
 ) -> dict[str, Any]:
     """
-    Start a server on a socket in a private folder, without network and data, and let it say what it is; with
-    ``notify`` it must also tell systemd, played by a socket of ours, that it is ready.
+    Start a server on a socket in a private folder, without network and data, and ask it; with ``notify`` it must also
+    tell systemd, played by a socket of ours, that it is ready.
 
-    Returns INFO. Raises CommandExecutionError with Redis' last lines. The one process here that cmd.run_all cannot run:
+    Returns what ``ask`` makes of a connection to it. Raises CommandExecutionError with Redis' last lines. The one process here that cmd.run_all cannot run:
     it has to be talked to while it runs.
     """
     words = ["--port", "0", "--bind", "*", "--unixsocket", "s", "--unixsocketperm", "700", "--dir", folder]
-    words += ["--save", "", "--appendonly", "no", "--daemonize", "no", "--logfile", "", "--pidfile", ""]
+    words += ["--appendonly", "no", "--daemonize", "no", "--logfile", "", "--pidfile", ""]
     words += ["--supervised", "systemd" if notify else "no"]
     argv = _sandbox(account, [binary, *([config] if config else []), *words])
     ready = os.path.join(folder, "n")
@@ -1218,10 +1319,10 @@ def _scratch_boot(
             argv, cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
         )
         try:
-            info = _scratch_answer(process, os.path.join(folder, "s"), password)
+            answer = _scratch_answer(process, os.path.join(folder, "s"), password, ask)
             if notify and not _told_ready(systemd):
                 raise CommandExecutionError("compiled with USE_SYSTEMD=yes, it does not tell systemd when it is ready:")
-            return info
+            return answer
         except CommandExecutionError as err:
             output.seek(0)
             words = _last_lines(output.read().decode("utf-8", "replace"), _LAST_LINES)
@@ -1231,7 +1332,9 @@ def _scratch_boot(
             process.wait()
 
 
-def _scratch_answer(process: subprocess.Popen, path: str, password: str) -> dict[str, Any]:
+def _scratch_answer(
+    process: subprocess.Popen, path: str, password: str, ask: Callable[[Any], dict[str, Any]]
+) -> dict[str, Any]:
     redis = _redis_package()
     until = time.monotonic() + _SCRATCH_BOOT
     while not os.path.exists(path):
@@ -1243,7 +1346,7 @@ def _scratch_answer(process: subprocess.Popen, path: str, password: str) -> dict
     client = _client(unix_socket_path=path, password=password)
     try:
         _await_listening(client, process, until)
-        return client.info("server") | client.info("memory")
+        return ask(client)
     except redis.RedisError as err:
         # Some errors, like a module that is missing, come when it listens already.
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -1278,6 +1381,12 @@ def _told_ready(systemd: socket.socket) -> bool:
 
 
 # Config
+
+
+def _config_key(wish: dict[str, Any], build: str) -> str:
+    """What decides what a config means. The password has no part in it: its digest would lie in a file."""
+    what = [_MEANING, build, wish["directives"]]
+    return hashlib.sha256(json.dumps(what).encode()).hexdigest()
 
 
 def _config_text(wish: dict[str, Any]) -> str:
@@ -1382,11 +1491,28 @@ def _service_facts(wish: dict[str, Any], redis: dict[str, Any]) -> dict[str, Any
     if facts["pid"]:
         if facts["program"] != program:
             facts["stale"].append(f"it runs {facts['program']}, not {program}")
-        changed = _changed_since(facts["started"], [wish["config"], *facts.pop("files")])
+        changed = _changed_since(facts["started"], facts["files"])
         if changed:
             facts["stale"].append(f"changed: {', '.join(changed)}")
-    facts.pop("files", None)
+    facts["younger_config"] = bool(_changed_since(facts["started"], [wish["config"]]))
+    facts.pop("files")
     return facts
+
+
+def _unfollowed(wish: dict[str, Any], facts: dict[str, Any]) -> tuple[list[str], str]:
+    """
+    Why the config takes a restart, and what another restart would not help: a directive that CONFIG SET cannot change
+    is as it was at the start, and if the file has not changed since then, the next start would make the same of it.
+    """
+    if not facts["pid"]:
+        return [], ""
+    found = __salt__["redis_config.drift"](wish["name"]) if facts["info"] else {"unasked": "it does not answer"}
+    if found["unasked"]:  # then the file's age is all there is to go by
+        return [f"changed: {wish['config']}"] if facts["younger_config"] else [], ""
+    fixed = {name: entry for name, entry in found["directives"].items() if not entry["live"]}
+    said = [f"{name} is {entry['running']!r}, not {entry['wished']!r}" for name, entry in sorted(fixed.items())]
+    helps = facts["younger_config"] or _file_facts(wish["config"]).get("text") != _config_text(wish)
+    return (said, "") if helps else ([], "; ".join(said))
 
 
 def _unit_facts(unit: str) -> dict[str, Any]:
@@ -1570,8 +1696,9 @@ def _prove(wish: dict[str, Any], redis: dict[str, Any], old: dict[str, Any], beg
             f"Port {wish['port']} is answered by process {info.get('process_id')}, not by {wish['unit']} "
             f"(pid {facts['pid']}): stop the other server"
         )
-    if facts["stale"]:
-        raise CommandExecutionError(f"{wish['unit']} was started anew, and still {'; '.join(facts['stale'])}")
+    late = [f"changed: {wish['config']}"] if facts["younger_config"] else []
+    if facts["stale"] or late:
+        raise CommandExecutionError(f"{wish['unit']} was started anew, and still {'; '.join(facts['stale'] + late)}")
     return facts
 
 

@@ -88,6 +88,7 @@ class Entries(NamedTuple):
 ROLES = ("redis", "firewall", "sidekiq", "deploy")  # in the order in which they are set up
 VERBS = ("restart", "start", "stop")
 POLICIES = ("allow", "deny", "reject")
+RESTARTS = ("never", "when_needed")
 EVICTION = (
     "noeviction",
     "allkeys-lru",
@@ -178,6 +179,14 @@ INSTANCES = Entries(
             "When to write a snapshot: `SECONDS CHANGES`. Upstream's own points; `[]` writes none.",
         ),
         "databases": Setting("integer", 16, "Number of databases; upstream's own. Sidekiq uses 0.", low=1, high=10000),
+        "restart": Setting(
+            "choice",
+            None,
+            "The same as `restart` above, for this instance alone.",
+            choices=RESTARTS,
+            null="as `redis:restart` says",
+            example="never",
+        ),
         "directives": Setting(
             "directives",
             {},
@@ -227,6 +236,14 @@ REDIS = Section(
             "auto",
             "Starts the servers: a systemd unit or an LSB init script. `auto` takes systemd where it is PID 1.",
             choices=("auto", "systemd", "sysv"),
+        ),
+        "restart": Setting(
+            "choice",
+            "when_needed",
+            "Is a running server restarted for what cannot be changed while it runs: some directives, its build, its "
+            "unit? `when_needed`: once, without losing a key, but its connections end. `never`: the run says what waits "
+            "for a restart, and leaves that to you.",
+            choices=RESTARTS,
         ),
         "purge_data": Setting(
             "boolean",
@@ -1710,8 +1727,8 @@ def _packages(wish) -> list[str]:
 def _redis(wish, reveal) -> dict[str, Any]:
     """
     ``version``, ``source``, ``source_hash`` (``sha256=HEX``), ``prefix``, ``bin_dir``, ``user``, ``group``, ``build``
-    (``user``, ``jobs`` at least 1, ``malloc``, ``tls``), ``service_manager`` (systemd or sysv), ``purge_data`` and
-    ``instances``, a list in the order of their ports (see :func:`_instance`).
+    (``user``, ``jobs`` at least 1, ``malloc``, ``tls``), ``service_manager`` (systemd or sysv), ``restart``,
+    ``purge_data`` and ``instances``, a list in the order of their ports (see :func:`_instance`), with a ``restart`` each.
     """
     redis = wish["redis"]
     version, manager = redis["version"], redis["service_manager"]
@@ -1724,7 +1741,11 @@ def _redis(wish, reveal) -> dict[str, Any]:
         "build": {**redis["build"], "jobs": redis["build"]["jobs"] or int(__grains__.get("num_cpus") or 1)},
         "service_manager": manager,
         "instances": [
-            _instance(name, redis["instances"][name], manager, reveal) for name in sorted(redis["instances"], key=int)
+            {
+                **_instance(name, redis["instances"][name], manager, reveal),
+                "restart": redis["instances"][name]["restart"] or redis["restart"],
+            }
+            for name in sorted(redis["instances"], key=int)
         ],
     }
 

@@ -256,14 +256,19 @@ def config(name: str, instance: str) -> dict[str, Any]:
         return _failed(ret, str(err))
 
 
-def running(name: str) -> dict[str, Any]:
+def running(name: str, restart: str = "when_needed") -> dict[str, Any]:
     """
-    An instance is enabled at boot and serves: the current build, started after its config and unit last changed.
+    An instance is enabled at boot and serves: the current build, started after its unit last changed, and with each
+    directive as the settings say that a running server cannot change.
 
-    If not, one restart: when no load, snapshot or rewrite is under way, and without losing a key.
+    If not, one restart: when no load, snapshot or rewrite is under way, and without losing a key. What a running server
+    can change is the affair of :func:`redis_config.live`.
 
     name
         Name of the instance in the settings: its port.
+    restart
+        ``when_needed`` (default), or ``never``: then the state succeeds and warns of what waits for a restart. One that
+        does not run is started all the same.
 
     Example:
 
@@ -273,38 +278,40 @@ def running(name: str) -> dict[str, Any]:
           redis_server.running:
             - name: '6379'
             - watch:
-              - redis_server: /etc/redis/6379.conf
+              - file: /etc/systemd/system/redis_6379.service
     """
     ret = _ret(name)
     name = str(name)
     try:
         facts = __salt__["redis_server.status"](name)
-        ret["changes"] = _running_changes(facts)
+        ret["changes"] = _running_changes(facts, restart)
         if __opts__["test"] and ret["changes"]:
             return _would(ret, f"{facts['unit']} would be {_running_reason(ret['changes'])}")
         trouble = _running_trouble(facts)
         if trouble and not ret["changes"]:
             return _failed(ret, trouble)
         if not ret["changes"]:
-            return _same(ret, f"{facts['unit']} serves, pid {facts['pid']}")
-        record = _make_run(name, facts)
+            return _warned(_same(ret, f"{facts['unit']} serves, pid {facts['pid']}"), facts, restart)
+        record = _make_run(name, facts, restart)
         if not record.get("result", True):
             return _failed(ret, record["comment"])
         after = __salt__["redis_server.status"](name)
-        if _running_changes(after):
-            return _failed(ret, f"{after['unit']} is still to be {_running_reason(_running_changes(after))}")
+        left = _running_changes(after, restart)
+        if left:
+            return _failed(ret, f"{after['unit']} is still to be {_running_reason(left)}")
         if _running_trouble(after):
             return _failed(ret, _running_trouble(after))
         if facts["pid"] != after["pid"]:
             ret["changes"]["pid"] = {"old": facts["pid"], "new": after["pid"]}
-        return _changed(ret, record.get("comment") or f"{after['unit']} serves, pid {after['pid']}")
+        sentence = record.get("comment") or f"{after['unit']} serves, pid {after['pid']}"
+        return _warned(_changed(ret, sentence), after, restart)
     except _ERRORS as err:
         return _failed(ret, str(err))
 
 
-def mod_watch(name: str, sfun: str = "running", **kwargs: Any) -> dict[str, Any]:
+def mod_watch(name: str, sfun: str = "running", restart: str = "when_needed", **kwargs: Any) -> dict[str, Any]:
     """
-    What a watched change does: :func:`running` again, which restarts a server that is older than its files or build.
+    What a watched change does: :func:`running` again, which restarts a server that is older than its unit or build.
 
     In a real run that has happened by now. Under ``test=True`` the files are as they were, so only the watch knows that
     a restart would follow; the run says so.
@@ -317,12 +324,12 @@ def mod_watch(name: str, sfun: str = "running", **kwargs: Any) -> dict[str, Any]
           redis_server.running:
             - name: '6379'
             - watch:
-              - redis_server: /etc/redis/6379.conf
+              - file: /etc/systemd/system/redis_6379.service
     """
     if sfun != "running":
         return _failed(_ret(name), f"redis_server.{sfun} cannot watch")
-    ret = running(name)
-    if not __opts__["test"] or ret["result"] is not True:
+    ret = running(name, restart)
+    if not __opts__["test"] or ret["result"] is not True or restart == "never":
         return ret
     ret["changes"] = {"restarted because": {"old": "", "new": "something that it watches would change"}}
     return _would(ret, f"Redis instance {name} would be restarted, because something that it watches would change")
@@ -402,7 +409,7 @@ def _built_sentence(facts: dict[str, Any], record: dict[str, Any]) -> str:
     return "; ".join(said) or f"Another run put {record['build']} in place"
 
 
-def _running_changes(facts: dict[str, Any]) -> dict[str, Any]:
+def _running_changes(facts: dict[str, Any], restart: str) -> dict[str, Any]:
     changes: dict[str, Any] = {}
     if not facts["loaded"]:
         changes["loaded"] = {"old": False, "new": True}
@@ -412,7 +419,7 @@ def _running_changes(facts: dict[str, Any]) -> dict[str, Any]:
         changes["enabled"] = {"old": False, "new": True}
     if facts["active"] != "active":
         changes["running"] = {"old": facts["active"], "new": "active"}
-    elif facts["stale"] or facts["needs_reload"]:
+    elif restart != "never" and (facts["stale"] or facts["needs_reload"]):
         changes["restarted because"] = {"old": "", "new": "; ".join(facts["stale"]) or "it runs with an older unit"}
     return changes
 
@@ -441,10 +448,24 @@ def _running_trouble(facts: dict[str, Any]) -> str:
             f"{facts['unit']} is pid {facts['pid']}, but its port is answered by process "
             f"{facts['info'].get('process_id')}: stop that other server"
         )
+    if facts["unfollowed"]:
+        return (
+            f"{facts['unit']}, pid {facts['pid']}, was started with its config, and yet {facts['unfollowed']}: look "
+            "into its log, or restart it by hand if this host's clock was set back"
+        )
     return ""
 
 
-def _make_run(name: str, facts: dict[str, Any]) -> dict[str, Any]:
+def _warned(ret: dict[str, Any], facts: dict[str, Any], restart: str) -> dict[str, Any]:
+    """With what waits for a restart that the settings leave to a person."""
+    if restart == "never" and facts["stale"]:
+        waits = f"a restart is left to you (restart: never) for: {'; '.join(facts['stale'])}"
+        ret["comment"] += f"; {waits}"
+        ret["warnings"] = [f"{facts['unit']}: {waits}"]
+    return ret
+
+
+def _make_run(name: str, facts: dict[str, Any], restart: str) -> dict[str, Any]:
     """Load, enable, then start or restart; returns the record of the last, {} when there is nothing to start."""
     if facts["needs_reload"] or not facts["loaded"]:
         __salt__["redis_server.reload_manager"]()
@@ -452,7 +473,7 @@ def _make_run(name: str, facts: dict[str, Any]) -> dict[str, Any]:
         __salt__["redis_server.enable"](name)
     if facts["active"] != "active":
         return __salt__["redis_server.start"](name)
-    if facts["stale"] or facts["needs_reload"]:
+    if restart != "never" and (facts["stale"] or facts["needs_reload"]):
         return __salt__["redis_server.restart"](name)
     return {}
 

@@ -20,6 +20,10 @@ Redis instance {{ instance.name }} is stopped, and {{ manager }} knows nothing o
       - redis_server: Redis instance {{ instance.name }} is stopped, and systemd knows nothing of it
       - redis_server: Redis instance {{ instance.name }} is stopped, and sysv knows nothing of it
 
+What the config of Redis instance {{ instance.name }} means is forgotten:
+  file.absent:
+    - name: /var/lib/redis_sidekiq/redis_{{ instance.name }}.json
+
 {%- if redis.purge_data %}
 
 The data of Redis instance {{ instance.name }} are gone:

@@ -1,5 +1,5 @@
-{#- Each instance runs under the service manager of the settings, and under no other: the current build, started after
-    its files last changed. #}
+{#- Each instance runs under the service manager of the settings, and under no other: the current build, with its config
+    in force. What a running server can change is set first, so that only what is left takes a restart. #}
 {%- from "redis_sidekiq/map.jinja" import settings with context %}
 {%- set redis = settings.redis %}
 
@@ -56,13 +56,21 @@ Redis instance {{ instance.name }} has its init script:
       - redis_server: Redis instance {{ instance.name }} has no unit
 {%- endif %}
 
+Redis instance {{ instance.name }} works by its config:
+  redis_config.live:
+    - name: {{ instance.name | tojson }}
+    - require:
+      - redis_server: {{ instance.config }}
+
+# Not held up by a directive that could not be set live.
 Redis instance {{ instance.name }} serves:
   redis_server.running:
     - name: {{ instance.name | tojson }}
+    - restart: {{ instance.restart }}
     - require:
       - file: {{ instance.dir }}
+      - redis_server: {{ instance.config }}
     - watch:
       - redis_server: Redis {{ redis.version }} is built and in place
-      - redis_server: {{ instance.config }}
       - file: {{ service_file }}
 {%- endfor %}

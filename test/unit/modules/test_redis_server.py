@@ -39,7 +39,12 @@ def redis_server(load):
         return answer if isinstance(answer, dict) else {"retcode": 0, "stdout": answer, "stderr": ""}
 
     module.redis = {"instances": [INSTANCE], "prefix": "/opt/redis", "group": "root", "service_manager": "systemd"}
-    module.__salt__ = {"cmd.run_all": run_all, "redis_sidekiq.settings": lambda reveal=False: {"redis": module.redis}}
+    module.drift = {"directives": {}, "unasked": ""}
+    module.__salt__ = {
+        "cmd.run_all": run_all,
+        "redis_config.drift": lambda instance: module.drift,
+        "redis_sidekiq.settings": lambda reveal=False: {"redis": module.redis},
+    }
     module._tool = lambda name, package: f"/usr/bin/{name}"
     return module
 
@@ -372,6 +377,47 @@ def test_a_process_is_stale_when_a_file_is_younger(redis_server, tmp_path, monke
     assert redis_server.status("6379", ask=False)["stale"] == []
     os.utime(unit, (time.time() + 1000,) * 2)  # a clock that was set back
     assert redis_server.status("6379", ask=False)["stale"] == []
+
+
+IO = {"io-threads": {"running": "1", "wished": "4", "live": False}}
+SET_LIVE = {"maxmemory": {"running": "0", "wished": "1", "live": True}}
+
+
+@pytest.mark.parametrize(
+    ("younger", "written", "drift", "info", "stale", "unfollowed"),
+    [
+        (True, True, {}, {"a": 1}, False, False),  # it does all that the younger file says
+        (True, True, SET_LIVE, {"a": 1}, False, False),
+        (True, True, IO, {"a": 1}, True, False),
+        (False, False, IO, {"a": 1}, True, False),  # in test mode the file is as it was
+        (False, True, IO, {"a": 1}, False, True),  # another restart would change nothing
+        (True, True, None, {"a": 1}, True, False),  # it cannot be asked, so the file's age says it
+        (False, True, None, {"a": 1}, False, False),
+        (True, True, {}, None, True, False),
+        (False, True, {}, None, False, False),
+    ],
+)
+def test_a_younger_config_is_a_reason_only_if_it_is_not_followed(
+    redis_server, monkeypatch, younger, written, drift, info, stale, unfollowed
+):
+    redis_server.drift = {"directives": drift or {}, "unasked": "" if drift is not None else "no password"}
+    text = redis_server._config_text(INSTANCE) if written else "port 1\n"
+    monkeypatch.setattr(redis_server, "_file_facts", lambda name: {"text": text})
+    reasons, sentence = redis_server._unfollowed(INSTANCE, {"pid": 1, "info": info, "younger_config": younger})
+    assert (bool(reasons), bool(sentence)) == (stale, unfollowed)
+    assert redis_server._unfollowed(INSTANCE, {"pid": 0, "info": None, "younger_config": True}) == ([], "")
+
+
+def test_a_configs_key_follows_its_lines_and_its_build_and_no_password(redis_server):
+    key = redis_server._config_key(INSTANCE, "8.0.6-abc")
+    assert key == redis_server._config_key({**INSTANCE, "password": "another"}, "8.0.6-abc")
+    assert key != redis_server._config_key(INSTANCE, "8.0.6-abd")
+    assert key != redis_server._config_key({**INSTANCE, "directives": []}, "8.0.6-abc")
+
+
+def test_a_connection_is_nothing_for_salts_bus(redis_server):
+    with pytest.raises(SaltInvocationError, match="for modules"), redis_server.session("6379", __pub_fun="x"):
+        pass
 
 
 def test_a_drop_in_that_systemd_has_not_seen_counts(redis_server, tmp_path, monkeypatch):

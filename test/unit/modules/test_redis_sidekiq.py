@@ -334,6 +334,7 @@ def test_defaults(settle):
             "group": "redis",
             "build": {"user": "redis-build", "jobs": 2, "malloc": "jemalloc", "tls": False},
             "service_manager": "systemd",
+            "restart": "when_needed",
             "purge_data": False,
             "instances": [
                 {
@@ -362,6 +363,7 @@ def test_defaults(settle):
                         ["appendonly", "yes"],
                         ["appendfsync", "everysec"],
                     ],
+                    "restart": "when_needed",
                 }
             ],
         },
@@ -446,6 +448,13 @@ def test_settings_are_fast(settle):
 
 
 # Merging -------------------------------------------------------------------------------------------------------------
+
+
+def test_restarts_are_left_to_a_person_for_all_instances_or_one(settle):
+    two = {"6379": {}, "6380": {"restart": "when_needed"}}
+    found = settle(redis(restart="never", instances=two))["redis"]["instances"]
+    assert [one["restart"] for one in found] == ["never", "when_needed"]
+    assert first_instance(settle(instance(restart="never")))["restart"] == "never"
 
 
 def test_maps_merge_and_lists_replace(settle):

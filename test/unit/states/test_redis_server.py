@@ -11,7 +11,8 @@ SOURCE = {"source": "/packages/redis-7.0.15.tar.gz", "source_hash": "sha256=00"}
 
 def facts(**more):
     found = {"unit": "redis_6379", "loaded": True, "enabled": True, "active": "active", "pid": 10, "stale": []}
-    return found | {"needs_reload": False, "info": {"process_id": more.get("pid", 10)}, "info_error": "", **more}
+    found |= {"needs_reload": False, "info": {"process_id": more.get("pid", 10)}, "info_error": "", "unfollowed": ""}
+    return found | more
 
 
 GOOD = facts(pid=11)
@@ -103,6 +104,7 @@ def test_running_leaves_what_is_right_alone(state, test):
     [
         (facts(info=None, info_error="TimeoutError: slow"), "does not answer: TimeoutError: slow"),
         (facts(info={"process_id": 99}), "its port is answered by process 99"),
+        (facts(unfollowed="io-threads is '1', not '4'"), "was started with its config, and yet io-threads is '1'"),
     ],
 )
 def test_running_fails_for_a_server_that_is_right_and_does_not_serve(state, found, words):
@@ -123,6 +125,29 @@ def test_running_fails_when_it_is_still_different(state):
     state.answers["status"] = [facts(enabled=False)]
     ret = state.running("6379")
     assert (ret["result"], ret["comment"]) == (False, "redis_6379 is still to be enabled at boot")
+
+
+@pytest.mark.parametrize("test", [False, True])
+@pytest.mark.parametrize("need", ["older than its config", "another build"])
+def test_a_restart_that_is_left_to_a_person_is_a_warning_and_no_change(state, need, test):
+    state.__opts__["test"] = test
+    state.answers["status"] = [NEEDS[need][0]]
+    why = NEEDS[need][0]["stale"][0]
+    for ret in (state.running("6379", restart="never"), state.mod_watch("6379", restart="never")):
+        assert (ret["result"], ret["changes"], acts(state)) == (True, {}, [])
+        assert why in ret["comment"] and [why in line for line in ret["warnings"]] == [True]
+
+
+def test_an_older_unit_is_loaded_anew_where_a_restart_is_left_to_a_person(state):
+    state.answers["status"] = [facts(needs_reload=True), facts(stale=["changed: /u"])]
+    ret = state.running("6379", restart="never")
+    assert (ret["result"], acts(state), "changed: /u" in ret["warnings"][0]) == (True, ["reload_manager"], True)
+
+
+def test_what_does_not_run_is_started_whatever_is_said_of_restarts(state):
+    state.answers["status"] = [facts(**STOPPED), GOOD]
+    assert state.running("6379", restart="never")["result"] is True
+    assert acts(state) == ["start"]
 
 
 def test_a_watched_change_is_announced_although_the_files_are_still_old(state):
