@@ -326,6 +326,7 @@ def judge(load, redis_build, open_folder, monkeypatch):
         }
         redis |= {"prefix": str(redis_build), "instances": [instance]}
         module.__salt__ = {"redis_sidekiq.settings": lambda reveal=False: {"redis": redis}}
+        module.__context__ = {}
         return module.config_check("6379")
 
     return check
