@@ -16,6 +16,7 @@ from test.hosts.harness.fixtures import boot
 from test.hosts.harness.host import Host, prune
 from test.hosts.harness.machine import SNAPSHOTS, locked
 from test.hosts.lab import REPO, Master, StateRun, apply_locally, make_masterless, put_pillar, redis_version, tarball
+from test.hosts.redis_lab import configure
 
 pytest_plugins = ["test.hosts.harness.fixtures"]
 
@@ -257,3 +258,17 @@ def sidekiq_hosts(module_hosts, masterless):
         return made[image]
 
     return host_of
+
+
+@pytest.fixture
+def redis_host(masterless, make_host):
+    """Return a function of (image) that gives a fresh copy of a converged host with Redis alone in its pillar."""
+
+    def host(image="bookworm"):
+        made = make_host(f"redis-{image}", image=masterless(image).image)
+        made.write("/etc/image", image)
+        made.run(["sh", "-c", "rm -f /etc/sudoers.d/sidekiq-deploy"])
+        configure(made)
+        return made
+
+    return host

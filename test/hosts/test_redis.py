@@ -5,49 +5,12 @@ import json
 import pytest
 
 from test.hosts import app
-from test.hosts.lab import StateRun, apply_locally, put_pillar, redis_version, tarball
+from test.hosts.lab import apply_locally, redis_version, tarball
+from test.hosts.redis_lab import CONFIG, IMAGES, LIVE, SERVES, changed, configure, fill, pid
 
-IMAGES = ["bookworm", "trixie"]
-SERVES = "Redis instance 6379 serves"
-CONFIG = "Redis instance 6379 has its config"
 UNIT = "/etc/systemd/system/redis_6379.service"
 SCRIPT = "/etc/init.d/redis_6379"
 AWKWARD = """ a"b'c\\d #e %f $g\\n ü☃ \\x41 """
-
-
-@pytest.fixture
-def redis_host(masterless, make_host):
-    """Return a function of (image) that gives a fresh copy of a converged host with Redis alone in its pillar."""
-
-    def host(image="bookworm"):
-        made = make_host(f"redis-{image}", image=masterless(image).image)
-        made.write("/etc/image", image)
-        made.run(["sh", "-c", "rm -f /etc/sudoers.d/sidekiq-deploy"])
-        configure(made)
-        return made
-
-    return host
-
-
-def configure(host, instance=None, **redis) -> None:
-    """Make a pillar with Redis alone: settings of the instance 6379, settings of Redis."""
-    version = redis_version(host.run(["cat", "/etc/image"]).stdout.strip())
-    redis = {**tarball(version), **redis, "instances": {"6379": instance or {}}}
-    put_pillar(host, {"redis_sidekiq": {"roles": ["redis"], "redis": redis}})
-
-
-def changed(run: StateRun) -> set:
-    return set(run.assert_ok().changed)
-
-
-def pid(host) -> str:
-    return app.main_pid(host, "redis_6379")
-
-
-def fill(host, count: int = 300) -> None:
-    """Write keys that are not in any snapshot yet."""
-    host.run(["redis-cli"], input="".join(f"set key:{number} {'x' * 1000}\n" for number in range(count)))
-    assert app.redis(host, "dbsize") == str(count)
 
 
 # What a build is ----------------------------------------------------------------------------------------------------
@@ -97,10 +60,10 @@ def test_a_change_of_the_config_restarts_once_and_keeps_every_key(redis_host):
     host = redis_host()
     fill(host)
     before = pid(host)
-    configure(host, {"maxmemory": "100mb", "directives": {"tcp-keepalive": 60}})
+    configure(host, {"maxmemory": "100mb", "directives": {"io-threads": 2}})
     announced = apply_locally(host, test=True).assert_ok()
     assert pid(host) == before
-    assert changed(apply_locally(host)) == {CONFIG, SERVES} == set(announced.pending)
+    assert changed(apply_locally(host)) == {CONFIG, LIVE, SERVES} == set(announced.pending)
     assert pid(host) != before
     assert app.redis(host, "config", "get", "maxmemory").split() == ["maxmemory", "104857600"]
     assert app.redis(host, "dbsize") == "300"
@@ -124,9 +87,9 @@ def test_no_change_of_where_the_data_go_loses_a_key(redis_host):
     fill(host)
     nowhere = {"appendonly": False, "save": []}
     for step, instance in enumerate(({"appendonly": False}, {}, nowhere, {**nowhere, "maxmemory": "90mb"}, {})):
-        configure(host, instance)
+        configure(host, {**instance, "databases": 17 + step})  # that takes a restart
         before = pid(host)
-        assert changed(apply_locally(host)) == {CONFIG, SERVES}, step
+        assert changed(apply_locally(host)) == {CONFIG, LIVE, SERVES}, step
         assert (pid(host) != before, app.redis(host, "dbsize")) == (True, str(300 + step)), step
         app.redis(host, "set", f"later:{step}", "1")  # what no snapshot has
     apply_locally(host).assert_unchanged()
@@ -162,7 +125,7 @@ def test_any_password_reaches_redis_and_nobody_else(redis_host):
         configure(host, {"password": password})
         announced, run = apply_locally(host, test=True), apply_locally(host)
         said += json.dumps([announced.states, run.states], ensure_ascii=False)
-        assert changed(run) == {CONFIG, SERVES} == set(announced.assert_ok().pending)
+        assert changed(run) == {CONFIG, LIVE} == set(announced.assert_ok().pending)
         assert ask(password) == "3"
         if password:
             assert "NOAUTH" in ask("")
@@ -339,8 +302,8 @@ def test_the_init_script_restarts_for_a_new_config_and_says_why_it_failed(redis_
     host = redis_host()
     configure(host, service_manager="sysv")
     apply_locally(host).assert_ok()
-    configure(host, {"maxmemory": "80mb"}, service_manager="sysv")
-    assert changed(apply_locally(host)) == {CONFIG, SERVES}
+    configure(host, {"maxmemory": "80mb", "databases": 32}, service_manager="sysv")
+    assert changed(apply_locally(host)) == {CONFIG, LIVE, SERVES}
     assert app.redis(host, "config", "get", "maxmemory").split()[1] == str(80 * 1024**2)
     host.run([SCRIPT, "stop"])
     taken = host.popen(
