@@ -41,9 +41,11 @@ _FROM_TEXT = {
     "unixsocket": "",
     "unixsocketperm": "0",
 }
+# Secrets that the settings cannot hold; a file that others wrote may.
+_SECRETS = ("masterauth", "sentinel", "tls-client-key-file-pass", "tls-key-file-pass", "user")
 # Which server it follows is decided while it runs, by REPLICAOF and by Sentinel: a run that put it back would undo a
-# failover. The other names are secrets that the settings cannot hold.
-_NOT_COMPARED = ("replicaof", "masterauth", "tls-key-file-pass", "tls-client-key-file-pass")
+# failover.
+_NOT_COMPARED = ("replicaof", *_SECRETS)
 # With enable-protected-configs Redis would change these while it runs, and then not find its data at the next start.
 _BY_RESTART = ("dbfilename", "dir")
 # Redis' words for a directive that stays as it was at the start; what the current build says of it may not be true of
@@ -189,12 +191,12 @@ def _lines(path: str) -> list[list[str]]:
 
 
 def _unseen(directives: list[list[str]], values: dict[str, str]) -> dict[str, list[str]]:
-    """The lines of directives that cannot be compared."""
+    """The lines of directives that cannot be compared; of secrets none."""
     known = {_canonical(name, ()) for name in values}
     lines: dict[str, list[str]] = {}
     for name, value in directives:
         name = _canonical(name, ())
-        if name not in known or name in _NOT_COMPARED:
+        if name not in (*known, "requirepass", *_SECRETS) or name == "replicaof":
             lines.setdefault(name, []).append(value)
     return lines
 

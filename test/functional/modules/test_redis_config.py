@@ -190,6 +190,7 @@ def test_what_somebody_set_by_hand_is_put_right_without_a_boot(instance):
 
 
 def test_a_lost_or_old_memory_costs_one_boot_and_changes_nothing(instance):
+    instance.say(password="sesame-open")
     instance.start()
     kept = instance.folder / "kept" / "redis_1.json"
     for spoil in (kept.unlink, lambda: kept.write_text("{"), lambda: kept.write_text('{"key": "x"}')):
@@ -199,7 +200,7 @@ def test_a_lost_or_old_memory_costs_one_boot_and_changes_nothing(instance):
         assert instance.state.live("1")["changes"] == {}
         assert instance.state.live("1")["changes"] == {}
         assert instance.boots == boots + 1
-    assert "requirepass" not in kept.read_text()
+    assert "sesame" not in kept.read_text()
 
 
 def test_test_mode_keeps_nothing(instance):

@@ -158,11 +158,12 @@ def test_what_was_kept_and_is_no_use_is_asked_anew(redis_config, meanings, text)
 
 def test_without_what_was_kept_no_line_is_young(redis_config, meanings, monkeypatch, tmp_path):
     config = tmp_path / "6379.conf"
-    config.write_text("# x\nport 1\n LoadModule  /a.so\n")
+    config.write_text("# x\nport 1\n LoadModule  /a.so\nrequirepass sesame\nmasterauth sesame\nuser x >sesame\n")
     now = {**WISH, "config": str(config), "directives": [["loadmodule", "/a.so"]]}
     monkeypatch.setattr(redis_config, "_wish", lambda instance: now)
     assert redis_config._record("6379")["unseen"]["loadmodule"]["since"] == 0
     now["directives"] = [["loadmodule", "/b.so"]]
+    assert "sesame" not in json.dumps(redis_config._record("6379"))
     assert redis_config._record("6379")["unseen"]["loadmodule"]["since"] > 0
 
 
