@@ -305,3 +305,33 @@ def test_a_server_of_another_build_is_compared_in_what_the_config_names(instance
     assert set(instance.drift()) == {"hz", "maxmemory"}
     monkeypatch.setattr(instance.config, "_runs_another_build", lambda *_: True)
     assert set(instance.drift()) == {"hz"}
+
+
+def answers_at(host: str, port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection((host, port), 5):
+        return True
+    return False
+
+
+def test_addresses_change_under_a_connection_that_stays(instance):
+    instance.start()
+    client = instance.client()
+    assert client.ping() and not answers_at("127.0.0.2", instance.port)
+    for bind in ("127.0.0.1 127.0.0.2", "127.0.0.1"):
+        instance.say({"bind": bind})
+        instance.write()
+        assert instance.config.apply("1") == {"set": ["bind"], "restart": [], "failed": {}}
+        assert client.ping() and answers_at("127.0.0.2", instance.port) is (bind != "127.0.0.1")
+
+
+def test_an_address_that_cannot_be_had_leaves_the_server_where_it_was(instance):
+    instance.start()
+    with socket.socket() as other:
+        other.bind(("127.0.0.2", instance.port))
+        other.listen()
+        instance.say({"bind": "127.0.0.1 127.0.0.2", "hz": "20"})
+        instance.write()
+        record = instance.config.apply("1")
+    assert (record["set"], set(record["failed"])) == (["hz"], {"bind"})
+    assert instance.client().config_get("bind") == {"bind": "127.0.0.1"}
+    assert instance.config.apply("1")["set"] == ["bind"]
