@@ -285,7 +285,10 @@ def _comparable(names: set[str], running: dict[str, str], server: dict[str, Any]
 
 def _open_files(server: dict[str, Any]) -> float:
     """The most files that a server may open."""
-    with contextlib.suppress(OSError, ValueError), open(f"/proc/{server.get('process_id')}/limits") as stream:
+    with (
+        contextlib.suppress(OSError, ValueError, IndexError),
+        open(f"/proc/{server.get('process_id')}/limits") as stream,
+    ):
         found = [line.split() for line in stream if line.startswith("Max open files")]
         return float(found[0][4].replace("unlimited", "inf"))
     return float("inf")

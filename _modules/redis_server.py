@@ -1299,8 +1299,8 @@ def _scratch_boot(
     Start a server on a socket in a private folder, without network and data, and ask it; with ``notify`` it must also
     tell systemd, played by a socket of ours, that it is ready.
 
-    Returns what ``ask`` makes of a connection to it. Raises CommandExecutionError with Redis' last lines. The one process here that cmd.run_all cannot run:
-    it has to be talked to while it runs.
+    Returns what ``ask`` makes of a connection to it. Raises CommandExecutionError with Redis' last lines. The one
+    process here that cmd.run_all cannot run: it has to be talked to while it runs.
     """
     words = ["--port", "0", "--bind", "*", "--unixsocket", "s", "--unixsocketperm", "700", "--dir", folder]
     words += ["--appendonly", "no", "--daemonize", "no", "--logfile", "", "--pidfile", ""]
@@ -1502,7 +1502,8 @@ def _service_facts(wish: dict[str, Any], redis: dict[str, Any]) -> dict[str, Any
 def _unfollowed(wish: dict[str, Any], facts: dict[str, Any]) -> tuple[list[str], str]:
     """
     Why the config takes a restart, and what another restart would not help: a directive that CONFIG SET cannot change
-    is as it was at the start, and if the file has not changed since then, the next start would make the same of it.
+    is as it was at the start, and if neither file nor build has changed since then, the next start would make the same
+    of it.
     """
     if not facts["pid"]:
         return [], ""
@@ -1511,8 +1512,8 @@ def _unfollowed(wish: dict[str, Any], facts: dict[str, Any]) -> tuple[list[str],
         return [f"changed: {wish['config']}"] if facts["younger_config"] else [], ""
     fixed = {name: entry for name, entry in found["directives"].items() if not entry["live"]}
     said = [f"{name} is {entry['running']!r}, not {entry['wished']!r}" for name, entry in sorted(fixed.items())]
-    helps = facts["younger_config"] or _file_facts(wish["config"]).get("text") != _config_text(wish)
-    return (said, "") if helps else ([], "; ".join(said))
+    changed = facts["younger_config"] or _file_facts(wish["config"]).get("text") != _config_text(wish)
+    return (said, "") if changed or facts["stale"] else ([], "; ".join(said))
 
 
 def _unit_facts(unit: str) -> dict[str, Any]:

@@ -82,8 +82,12 @@ class Instance:
         self.wish.update(directives=lines, password=password)
 
     def write(self) -> None:
-        self.server.__context__.clear()  # as in a run of its own
+        self.new_run()
         self.server.config_write(self.wish["config"], "1")
+
+    def new_run(self) -> None:
+        """Forget what a run of its own would not know."""
+        self.server.__context__.clear()
 
     def start(self) -> None:
         self.write()
@@ -178,6 +182,7 @@ def test_what_somebody_set_by_hand_is_put_right_without_a_boot(instance):
     client.config_set("maxmemory", "5mb")
     client.config_set("loglevel", "debug")
     client.config_set("appendonly", "no")
+    instance.new_run()
     instance.state.__opts__["test"] = True
     announced = instance.state.live("1")
     assert (announced["result"], client.config_get("maxmemory")["maxmemory"]) == (None, str(5 << 20))
@@ -195,7 +200,7 @@ def test_a_lost_or_old_memory_costs_one_boot_and_changes_nothing(instance):
     kept = instance.folder / "kept" / "redis_1.json"
     for spoil in (kept.unlink, lambda: kept.write_text("{"), lambda: kept.write_text('{"key": "x"}')):
         spoil()
-        instance.server.__context__.clear()
+        instance.new_run()
         boots = instance.boots
         assert instance.state.live("1")["changes"] == {}
         assert instance.state.live("1")["changes"] == {}

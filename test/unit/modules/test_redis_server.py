@@ -403,8 +403,11 @@ def test_a_younger_config_is_a_reason_only_if_it_is_not_followed(
     redis_server.drift = {"directives": drift or {}, "unasked": "" if drift is not None else "no password"}
     text = redis_server._config_text(INSTANCE) if written else "port 1\n"
     monkeypatch.setattr(redis_server, "_file_facts", lambda name: {"text": text})
-    reasons, sentence = redis_server._unfollowed(INSTANCE, {"pid": 1, "info": info, "younger_config": younger})
+    facts = {"pid": 1, "info": info, "younger_config": younger, "stale": []}
+    reasons, sentence = redis_server._unfollowed(INSTANCE, facts)
     assert (bool(reasons), bool(sentence)) == (stale, unfollowed)
+    # What is to be started anew for another reason is not said to be beyond help.
+    assert redis_server._unfollowed(INSTANCE, {**facts, "stale": ["another build"]})[1] == ""
     assert redis_server._unfollowed(INSTANCE, {"pid": 0, "info": None, "younger_config": True}) == ([], "")
 
 
