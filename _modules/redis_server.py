@@ -666,8 +666,7 @@ def restart(instance: str) -> dict[str, Any]:
     return record
 
 
-@contextlib.contextmanager
-def session(instance: str, hold: bool = True, **kwargs: Any) -> Iterator[Any]:
+def session(instance: str, hold: bool = True, **kwargs: Any) -> contextlib.AbstractContextManager[Any]:
     """
     A connection to a running instance, for the formula's other modules: how to get in is known here alone.
 
@@ -676,8 +675,8 @@ def session(instance: str, hold: bool = True, **kwargs: Any) -> Iterator[Any]:
     hold
         Keep restarts, stops and other holders away meanwhile (bool, default True): a stop changes settings for a moment.
 
-    A context manager that gives a ``redis.Redis``, or None when the server takes no password known here; refused over
-    Salt's bus and on a command line. Raises CommandExecutionError when another holder does not let go.
+    Returns a context manager that gives a ``redis.Redis``, or None when the server takes no password known here. Raises
+    SaltInvocationError over Salt's bus and on a command line, CommandExecutionError when another holder does not let go.
 
     CLI Example:
 
@@ -688,14 +687,7 @@ def session(instance: str, hold: bool = True, **kwargs: Any) -> Iterator[Any]:
     """
     if kwargs:
         raise SaltInvocationError("A connection is nothing to return; it is for modules")
-    wish = _instance(instance, _settings(reveal=True))
-    with _lock(wish["unit"], _BUSY + _STOP + _LOADING) if hold else contextlib.nullcontext():
-        client = _connect(wish)
-        try:
-            yield client
-        finally:
-            if client:
-                client.close()
+    return _session(_instance(instance, _settings(reveal=True)), hold)
 
 
 def enable(instance: str) -> None:
@@ -1859,6 +1851,17 @@ def _info(wish: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
         return None, f"{type(err).__name__}: {_blot(str(err), wish['password'])}"
     finally:
         client.close()
+
+
+@contextlib.contextmanager
+def _session(wish: dict[str, Any], hold: bool) -> Iterator[Any]:
+    with _lock(wish["unit"], _BUSY + _STOP + _LOADING) if hold else contextlib.nullcontext():
+        client = _connect(wish)
+        try:
+            yield client
+        finally:
+            if client:
+                client.close()
 
 
 def _connect(wish: dict[str, Any]) -> Any:
