@@ -14,8 +14,9 @@ HOME = "/srv/app"
 _RELEASES = itertools.count(1000)  # apart from the numbers that tests give themselves
 
 
-def release(host: Host, name: str) -> str:
-    """Put the app under ``releases/NAME`` and point ``current`` at it in one rename, as Capistrano does.
+def release(host: Host, name: str, ruby: str = "") -> str:
+    """Put the app under ``releases/NAME`` and point ``current`` at it in one rename, as Capistrano does; ``ruby`` is a line
+    more for its worker file.
 
     Returns the release's folder. The deploy user owns it; on a host where the formula has not made him yet, everybody
     may write to it, since Bundler writes the app's Gemfile.lock when that starts.
@@ -23,6 +24,8 @@ def release(host: Host, name: str) -> str:
     folder = f"{HOME}/releases/{name}"
     host.run(["mkdir", "-p", f"{HOME}/releases"])
     host.copy_in(REPO / "test/app", folder)
+    if ruby:
+        host.run(["sh", "-c", f"cat >> {folder}/worker.rb"], input=ruby + "\n")
     if host.run(["id", "deploy"], check=False).returncode == 0:
         host.run(["chown", "-R", "deploy:", HOME])
     else:
@@ -34,10 +37,22 @@ def release(host: Host, name: str) -> str:
 
 def deploy(host: Host, ruby: str = "") -> str:
     """Release the app in a folder that no other release had, with a line added to its worker file; returns the folder."""
-    folder = release(host, str(next(_RELEASES)))
-    if ruby:
-        host.run(["sh", "-c", f"cat >> {folder}/worker.rb"], input=ruby + "\n")
-    return folder
+    return release(host, str(next(_RELEASES)), ruby)
+
+
+def sidekiq_pillar(**service: object) -> dict:
+    """A pillar for Sidekiq alone: the host's Redis is there already, wherever it came from."""
+    service = {
+        "require": "./worker.rb",
+        "concurrency": 10,
+        "redis": "",
+        "redis_url": "redis://127.0.0.1:6379/0",
+        "start_timeout": 20,
+        **service,
+    }
+    return {
+        "redis_sidekiq": {"roles": ["sidekiq"], "sidekiq": {"install": "package", "services": {"sidekiq": service}}}
+    }
 
 
 def outside(host: Host) -> str:

@@ -220,21 +220,6 @@ def masterless(hosts_gone_at_the_end):
     return lambda image: background.get("masterless", image)
 
 
-def sidekiq_pillar(**service) -> dict:
-    """A pillar for Sidekiq alone: the host's Redis is there already, wherever it came from."""
-    service = {
-        "require": "./worker.rb",
-        "concurrency": 10,
-        "redis": "",
-        "redis_url": "redis://127.0.0.1:6379/0",
-        "start_timeout": 20,
-        **service,
-    }
-    return {
-        "redis_sidekiq": {"roles": ["sidekiq"], "sidekiq": {"install": "package", "services": {"sidekiq": service}}}
-    }
-
-
 def make_whole(host: Host, pillar: dict) -> None:
     """Converge a host of :func:`sidekiq_hosts` whatever the last test left: this pillar, an unbroken release, working."""
     put_pillar(host, pillar)
@@ -251,7 +236,7 @@ def sidekiq_hosts(module_hosts, masterless):
     def host_of(image: str) -> Host:
         if image not in made:
             host = module_hosts(f"sk-{image}", image=masterless(image).image)
-            make_masterless(host, sidekiq_pillar())
+            make_masterless(host, app.sidekiq_pillar())
             apply_locally(host, "redis_sidekiq.packages").assert_ok()
             apply_locally(host, "redis_sidekiq.sidekiq").assert_ok()
             made[image] = host

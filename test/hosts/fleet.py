@@ -95,17 +95,9 @@ class Fleet:
         self.redis.run(["systemctl", "disable", "--now", "sidekiq"])
         apply_locally(self.redis).assert_ok()
 
-    def put_pillars(self, **service: object) -> None:
+    def put_pillars(self) -> None:
         """One pillar for each app server: Sidekiq alone, and where its Redis is."""
-        service = {
-            "require": "./worker.rb",
-            "concurrency": 5,
-            "redis": "",
-            "redis_url": self.url,
-            "start_timeout": 20,
-            **service,
-        }
-        settings = {"roles": ["sidekiq"], "sidekiq": {"install": "package", "services": {"sidekiq": service}}}
+        settings = app.sidekiq_pillar(concurrency=5, redis_url=self.url)["redis_sidekiq"]
         pillars = {server.name: settings for server in self.servers}
         if self.deployer:
             pillars[self.deployer.name] = {"roles": ["deploy"], "deploy": {"apps": ["app"]}}
@@ -161,9 +153,7 @@ class Fleet:
     def deploy(self, name: str, ruby: str = "", servers: list[Host] | None = None) -> None:
         """Put a release on servers, as a deployment without a restart does."""
         for server in servers or self.servers:
-            folder = app.release(server, name)
-            if ruby:
-                server.run(["sh", "-c", f"cat >> {folder}/worker.rb"], input=ruby + "\n")
+            app.release(server, name, ruby)
 
     def redis_cli(self, *words: str) -> str:
         """Run one Redis command on the Redis host and return the answer."""

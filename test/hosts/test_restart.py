@@ -9,7 +9,7 @@ import time
 import pytest
 
 from test.hosts import app
-from test.hosts.conftest import make_whole, sidekiq_pillar
+from test.hosts.conftest import make_whole
 from test.hosts.harness.host import Host
 from test.hosts.lab import REPO, apply_locally, put_pillar, salt_call, wait_for
 from test.hosts.load import load, now, wait_until_in_flight
@@ -31,7 +31,7 @@ def some(cases: dict, *few: str) -> list:
 def host(sidekiq_hosts, image):
     """The host with the plain pillar and an unbroken release, working; and no trace of an earlier restart after it."""
     host = sidekiq_hosts(image)
-    make_whole(host, sidekiq_pillar())
+    make_whole(host, app.sidekiq_pillar())
     yield host
     host.run(["pkill", "-KILL", "-f", "salt-call"], check=False)
     host.run(["systemctl", "start", "redis_6379"], check=False)
@@ -425,7 +425,7 @@ def test_a_jobs_own_program_lives_until_the_job_ends(host):
 
 @on_one
 def test_a_job_that_outlasts_the_drain_is_pushed_back(host, image):
-    put_pillar(host, sidekiq_pillar(drain_timeout=2, timeout=3))
+    put_pillar(host, app.sidekiq_pillar(drain_timeout=2, timeout=3))
     apply_locally(host, SLS).assert_ok()
     app.redis(host, "del", "started", "worked")
     # Sidekiq 6 beats every 5 s, 7 every 10 s: twice that passes before the jobs are interrupted.
@@ -439,7 +439,7 @@ def test_a_job_that_outlasts_the_drain_is_pushed_back(host, image):
 @pytest.mark.soak
 @on_both
 def test_a_job_that_ignores_the_timeout_is_told(host):
-    put_pillar(host, sidekiq_pillar(drain_timeout=2, timeout=2, stop_timeout=12))
+    put_pillar(host, app.sidekiq_pillar(drain_timeout=2, timeout=2, stop_timeout=12))
     apply_locally(host, SLS).assert_ok()
     app.redis(host, "del", "started", "worked")
     wait_until_in_flight(host, app.enqueue(host, 1, 60, "StubbornJob"))
@@ -455,7 +455,7 @@ def test_a_job_that_ignores_the_timeout_is_told(host):
 def test_a_wrapper_that_does_not_exec_is_told_and_loses_nothing(host):
     wrapper = '#!/bin/bash\n/usr/bin/bundle exec sidekiq "$@"\n'
     host.write("/srv/wrapper.sh", wrapper, mode=0o755)
-    put_pillar(host, sidekiq_pillar(command=["/srv/wrapper.sh"]))
+    put_pillar(host, app.sidekiq_pillar(command=["/srv/wrapper.sh"]))
     apply_locally(host, SLS).assert_ok()
     app.redis(host, "del", "started", "worked")
     app.enqueue(host, 3, 5)
@@ -560,7 +560,7 @@ def test_each_command_of_the_documentation_works(host):
 
 @on_one
 def test_several_processes_are_replaced_one_after_the_other(host):
-    put_pillar(host, sidekiq_pillar(processes=2))
+    put_pillar(host, app.sidekiq_pillar(processes=2))
     assert apply_locally(host, SLS, test=True).assert_ok().pending
     apply_locally(host, SLS).assert_ok()
     pair = {"sidekiq@1.service", "sidekiq@2.service"}
@@ -575,7 +575,7 @@ def test_several_processes_are_replaced_one_after_the_other(host):
     assert {entry["unit"]: str(entry["old"]["pid"]) for entry in record["processes"]} == before
     # One of the two works all the time.
     assert verdict.gap(begun, ended) < 0.5 and verdict.missing == []
-    put_pillar(host, sidekiq_pillar())
+    put_pillar(host, app.sidekiq_pillar())
     apply_locally(host, SLS).assert_ok()
     assert_works(host)
     apply_locally(host, SLS).assert_unchanged()
@@ -609,7 +609,7 @@ def test_facts_are_told_as_data(host):
 
 @on_one
 def test_two_services_of_a_host_are_restarted_one_after_the_other(host):
-    pillar = sidekiq_pillar()
+    pillar = app.sidekiq_pillar()
     services = pillar["redis_sidekiq"]["sidekiq"]["services"]
     services["second"] = services["sidekiq"]
     put_pillar(host, pillar)
@@ -629,7 +629,7 @@ def test_two_services_of_a_host_are_restarted_one_after_the_other(host):
     after = {name: app.main_pid(host, name) for name in services}
     assert "0" not in after.values() and all(before[name] != after[name] for name in services)
     assert verdict.gap(begun, ended) < 0.5 and verdict.missing == []
-    put_pillar(host, sidekiq_pillar())
+    put_pillar(host, app.sidekiq_pillar())
     host.run(["systemctl", "disable", "--now", "second"])
     apply_locally(host, SLS).assert_ok()
     assert_works(host)

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from test.hosts import app
-from test.hosts.conftest import make_whole, sidekiq_pillar
+from test.hosts.conftest import make_whole
 from test.hosts.harness.host import Host
 from test.hosts.lab import apply_locally, put_pillar, salt_call
 
@@ -22,7 +22,7 @@ on_one = pytest.mark.parametrize("image", ["bookworm", pytest.param("trixie", ma
 
 def own_pillar(**service) -> dict:
     """The pillar for Sidekiq alone, with a secret in its environment, and restarts that are soon over."""
-    return sidekiq_pillar(**{"env": {"SESAME": SECRET}, "strategy": "drain", **service})
+    return app.sidekiq_pillar(**{"env": {"SESAME": SECRET}, "strategy": "drain", **service})
 
 
 @pytest.fixture
