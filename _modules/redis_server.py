@@ -730,7 +730,7 @@ def service_files(instance: str, manager: str) -> list[str]:
     The files by which systemd or the init system knows an instance.
 
     instance
-        Name of the instance in the settings.
+        Name of the instance: in the settings, or made by this formula before they dropped it.
     manager
         ``systemd`` or ``sysv``.
 
@@ -744,7 +744,7 @@ def service_files(instance: str, manager: str) -> list[str]:
     """
     if manager not in MANAGERS:
         raise SaltInvocationError(f"{manager!r} is no service manager known here: {' or '.join(MANAGERS)}")
-    unit = _instance(instance, _settings())["unit"]
+    unit = _instance_here(instance, _settings())["unit"]
     if manager == "systemd":
         paths = [os.path.join(_UNIT_DIR, f"{unit}.service"), *_boot_links(unit, "systemd")]
     else:
@@ -757,7 +757,7 @@ def service_remove(instance: str, manager: str) -> str:
     Stop an instance as one service manager knows it, with all care for its data, and take away the files of that.
 
     instance
-        Name of the instance in the settings.
+        Name of the instance: in the settings, or made by this formula before they dropped it.
     manager
         ``systemd`` or ``sysv``.
 
@@ -770,7 +770,7 @@ def service_remove(instance: str, manager: str) -> str:
         salt '*' redis_server.service_remove 6379 sysv
     """
     redis = {**_settings(reveal=True), "service_manager": manager}
-    wish = _instance(instance, redis)
+    wish = _instance_here(instance, redis)
     files = service_files(instance, manager)
     said = f"{wish['unit']} did not run"
     if manager == "sysv" or _booted_by_systemd():
@@ -857,6 +857,13 @@ def _instance(name: str, redis: dict[str, Any]) -> dict[str, Any]:
             f"{name!r} is not a Redis instance of this minion; the pillar redis_sidekiq:redis:instances has: {known}"
         )
     return instances[str(name)]
+
+
+def _instance_here(name: str, redis: dict[str, Any]) -> dict[str, Any]:
+    """The settings of one instance, or what this host's files say of one that the settings no longer have."""
+    if str(name) in [instance["name"] for instance in redis["instances"]]:
+        return _instance(name, redis)
+    return __salt__["redis_instances.facts"](name) or _instance(name, redis)
 
 
 def _wished(wish: dict[str, Any], directive: str, default: str) -> str:

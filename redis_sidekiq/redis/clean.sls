@@ -3,6 +3,9 @@
 {%- from "redis_sidekiq/map.jinja" import settings with context %}
 {%- set redis = settings.redis %}
 
+include:
+  - redis_sidekiq.redis.dropped
+
 {%- for instance in redis.instances %}
 
 {%- for manager in ["systemd", "sysv"] %}
