@@ -87,6 +87,24 @@ def drift(instance: str) -> dict[str, Any]:
         return _compare(client, wish, record)
 
 
+def meaning(instance: str) -> dict[str, Any]:
+    """
+    What the config of the settings means: what is kept, or asked anew if that is about another config or build.
+
+    instance
+        Name of the instance in the settings.
+
+    Returns what :func:`redis_server.config_meaning` returns; {} while the build is not in place.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' redis_config.meaning 6379
+    """
+    return _record(instance)
+
+
 # Acts ----------------------------------------------------------------------------------------------------------------
 
 
@@ -339,11 +357,23 @@ def _set(client: Any, wish: dict[str, Any], values: dict[str, str]) -> dict[str,
 
 
 def _set_at_once(client: Any, wish: dict[str, Any], values: dict[str, str]) -> dict[str, str]:
-    words = [word for pair in values.items() for word in pair]
-    if not words or not _refusal(client, wish, "CONFIG SET", *words):
+    if not values or not _config_set(client, wish, values):
         return {}
-    found = {name: _refusal(client, wish, "CONFIG SET", name, value) for name, value in values.items()}
+    found = {name: _config_set(client, wish, {name: value}) for name, value in values.items()}
     return {name: said for name, said in found.items() if said}
+
+
+def _config_set(client: Any, wish: dict[str, Any], values: dict[str, str]) -> str:
+    """
+    CONFIG SET; returns Redis' words if it refuses. A new ``requirepass`` becomes the only password of the default user
+    (src/acl.c, ACLUpdateDefaultUserPassword), so older ones that still hold are given back in the same transaction:
+    nobody is served in between.
+    """
+    commands = [["CONFIG SET", *(word for pair in values.items() for word in pair)]]
+    hashes = [word for user in wish.get("users", []) if user["name"] == "default" for word in user["hashes"]]
+    if "requirepass" in values and hashes:
+        commands.append(["ACL SETUSER", "default", *hashes])
+    return _refusal(client, wish, *commands)
 
 
 def _set_appendonly(client: Any, wish: dict[str, Any], value: str) -> None:
@@ -364,22 +394,27 @@ def _set_appendonly(client: Any, wish: dict[str, Any], value: str) -> None:
 
 
 def _demand(client: Any, wish: dict[str, Any], *command: str) -> None:
-    said = _refusal(client, wish, *command)
+    said = _refusal(client, wish, command)
     if said:
         raise CommandExecutionError(said)
 
 
-def _refusal(client: Any, wish: dict[str, Any], *command: str) -> str:
-    """Redis' words if it does not take a command, else nothing."""
+def _refusal(client: Any, wish: dict[str, Any], *commands: Any) -> str:
+    """Redis' words if it does not take a command, else nothing. Several go in one transaction."""
     import redis
 
+    pipe = client.pipeline(transaction=len(commands) > 1)
+    for command in commands:
+        pipe.execute_command(*command)
     try:
-        client.execute_command(*command)
+        said = pipe.execute(raise_on_error=False)
     except redis.ResponseError as err:
-        return str(err).replace(wish["password"], "******") if wish["password"] else str(err)
+        said = [err]
     except redis.RedisError as err:
         raise CommandExecutionError(f"{wish['unit']} answered no more: {type(err).__name__}") from err
-    return ""
+    refused = [str(answer) for answer in said if isinstance(answer, Exception)]
+    words = re.sub(r"Command # \d+ .*? of pipeline caused error: ", "", refused[0]) if refused else ""
+    return words.replace(wish["password"], "******") if wish["password"] else words
 
 
 def _said(names: list[str], left: dict[str, Any], failed: dict[str, str]) -> dict[str, Any]:
@@ -418,7 +453,7 @@ def _read(instance: str) -> dict[str, Any]:
     try:
         with open(_path(str(instance)), encoding="utf-8") as stream:
             record = json.load(stream)
-        return record if {"key", "values", "fixed", "unseen"} <= record.keys() else {}
+        return record if {"key", "values", "fixed", "users", "unseen"} <= record.keys() else {}
     except (OSError, ValueError, AttributeError):
         return {}
 

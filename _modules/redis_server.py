@@ -51,7 +51,7 @@ MANAGERS = ("systemd", "sysv")
 CLIENT = "redis>=5,<7.2"
 
 _RECIPE = 1  # part of a build's name: raise it when the same settings shall give another build
-_MEANING = 1  # part of a meaning's key: raise it when the same config shall be asked for anew
+_MEANING = 2  # part of a meaning's key: raise it when the same config shall be asked for anew
 _RECORD = "build.json"
 _CURRENT = "current"
 _UNIT_DIR = "/etc/systemd/system"
@@ -385,7 +385,7 @@ def config_diff(name: str, instance: str) -> dict[str, Any]:
         Name of the instance in the settings: its port.
 
     Returns {} when it is right, else some of ``diff`` (unified, secrets blotted out), ``password`` (set, changed or
-    removed), ``mode`` and ``owner`` (``{old, new}``).
+    removed), ``users`` (only their passwords changed), ``mode`` and ``owner`` (``{old, new}``).
 
     CLI Example:
 
@@ -405,7 +405,7 @@ def config_diff(name: str, instance: str) -> dict[str, Any]:
     if old != new:
         diff["password"] = "changed" if old and new else "set" if new else "removed"
     elif is_now != text and not diff:
-        diff["diff"] = "a secret of the file that was found"
+        diff["users"] = "passwords changed"
     for key, want in (("mode", "0640"), ("owner", f"root:{redis['group']}")):
         if found and found[key] != want:
             diff[key] = {"old": found[key], "new": want}
@@ -467,7 +467,8 @@ def config_meaning(instance: str, known: dict[str, Any] | None = None) -> dict[s
         What an earlier call returned; it is returned again while it is about the same config and build.
 
     Returns ``key`` (a digest of config and build), ``values`` (CONFIG GET *, without secrets; where that server has to
-    be started otherwise, the values of that start) and ``fixed`` (names that CONFIG SET refuses); {} while the build
+    be started otherwise, the values of that start), ``fixed`` (names that CONFIG SET refuses) and ``users`` (name ->
+    rules as ACL LIST has them, without digests of passwords); {} while the build
     that the settings wish is not the current one. Raises what :func:`config_check` raises.
 
     CLI Example:
@@ -1282,7 +1283,17 @@ def _config_values(client: Any) -> dict[str, Any]:
     for name, value in values.items():
         pipe.execute_command("CONFIG SET", name, value)
     said = dict(zip(values, map(str, pipe.execute(raise_on_error=False))))
-    return {"values": values, "fixed": [name for name in values if re.search(_REFUSED, said[name])]}
+    users = dict(map(_acl, client.execute_command("ACL", "LIST")))
+    return {"values": values, "fixed": [name for name in values if re.search(_REFUSED, said[name])], "users": users}
+
+
+def _acl(line: str) -> tuple[str, str]:
+    """
+    A user's name and rules from a line of ``ACL LIST``, without what it says of passwords; and without the word for what
+    holds anyway, which it has only when somebody said so.
+    """
+    _, name, *words = line.split(" ")
+    return name, " ".join(word for word in words if word not in ("nopass", "sanitize-payload") and word[0] != "#")
 
 
 def _scratch_boot(
@@ -1383,8 +1394,9 @@ def _told_ready(systemd: socket.socket) -> bool:
 
 
 def _config_key(wish: dict[str, Any], build: str) -> str:
-    """What decides what a config means. The password has no part in it: its digest would lie in a file."""
-    what = [_MEANING, build, wish["directives"]]
+    """What decides what a config means. No password has a part in it: its digest would lie in a file."""
+    users = [[user["name"], user["rules"]] for user in wish.get("users", [])]
+    what = [_MEANING, build, wish["directives"], users]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()
 
 
@@ -1393,6 +1405,8 @@ def _config_text(wish: dict[str, Any]) -> str:
     lines += [f"{name} {value}" for name, value in wish["directives"]]
     if wish["password"]:
         lines.append(f"requirepass {_quoted(wish['password'])}")
+    for user in wish.get("users", []):  # the default one among them takes the place of what requirepass made of it
+        lines.append(" ".join(["user", user["name"], "on", *user["hashes"], *user["rules"]]))
     return "\n".join(lines) + "\n"
 
 
@@ -1435,13 +1449,21 @@ def _blot_lines(text: str) -> list[str]:
     for line in text.splitlines():
         word = line.split(maxsplit=1)[0].lower() if line.strip() else ""
         if word != "requirepass":
-            shown.append(f"{word} ******" if word in _SECRET_LINES else line)
+            shown.append(_blot_line(word, line) if word in _SECRET_LINES else line)
     return shown
+
+
+def _blot_line(word: str, line: str) -> str:
+    """A user's rules may be seen, unless quotes hide where a password begins."""
+    if word != "user" or re.search("[\"'\\\\]", line):
+        return f"{word} ******"
+    return " ".join(f"{part[0]}******" if part[0] in "#>!<" else part for part in line.split())
 
 
 def _blot(text: str, *passwords: str) -> str:
     """A program's words without a password: as it is, as quoted, and in a line that Redis shows of its file."""
     text = re.sub(r"(requirepass|masterauth)\s.*", r"\1 ******", text, flags=re.IGNORECASE)
+    text = re.sub(r"#[0-9a-f]{64}", "#******", text)
     for password in passwords:
         for form in {password, _quoted(password), _quoted(password)[1:-1]}:
             if password:
@@ -1895,6 +1917,7 @@ def _connect(wish: dict[str, Any]) -> Any:
 
 def _passwords(wish: dict[str, Any]) -> Iterator[str]:
     yield wish["password"]
+    yield from wish.get("old_passwords", [])
     yield _password_in(_file_facts(wish["config"]).get("text", ""))
     yield __context__.get("redis_server.passwords", {}).get(wish["name"], "")
     yield ""

@@ -16,6 +16,7 @@ each, so that no state runs. A secret is never part of a message, and of the res
 from __future__ import annotations
 
 import grp
+import hashlib
 import ipaddress
 import os
 import pwd
@@ -123,6 +124,41 @@ BUILD = Section(
     },
 )
 
+USERS = Entries(
+    "Users of Redis beside the default one, by name. `redis.conf` has their passwords as digests alone. A user whom the "
+    "settings do not name is deleted.",
+    "redis user",
+    "NAME",
+    {},
+    {
+        "passwords": Setting(
+            "list of secret",
+            REQUIRED,
+            "All are accepted, so that clients can move from one to the next; the first is the one that `REDIS_URL` gets.",
+            least=1,
+            secret=True,
+            example=["the-new-one", "the-old-one"],
+        ),
+        "preset": Setting(
+            "choice",
+            None,
+            "A set of rules made ready. `sidekiq`: what Sidekiq, its web page and its API need, on every key, and "
+            "nothing that administers Redis.",
+            choices=("sidekiq",),
+            null="only what `rules` says",
+            example="sidekiq",
+        ),
+        "rules": Setting(
+            "list of acl rule",
+            [],
+            "Rules of Redis' ACL, a word or a selector each; they follow those of the preset. Without any a user may do "
+            "nothing.",
+            repeats=True,
+            example=["~cache:*", "+@read", "+@connection"],
+        ),
+    },
+)
+
 INSTANCES = Entries(
     "One Redis server per port, `/etc/redis/PORT.conf` and `/var/redis/PORT`. A new one stands beside the default one; "
     "`6379: null` takes that away.",
@@ -144,6 +180,14 @@ INSTANCES = Entries(
             "The default user's password; none by default, since only loopback reaches it. Needed beyond loopback.",
             secret=True,
         ),
+        "old_passwords": Setting(
+            "list of secret",
+            [],
+            "Passwords of the default user that are accepted beside that one, while clients move to it.",
+            secret=True,
+            example=["the-one-until-today"],
+        ),
+        "users": USERS,
         "allow_from": Setting(
             "list of network",
             [],
@@ -402,6 +446,13 @@ SERVICES = Entries(
             "6379",
             "The instance on this host whose URL becomes `REDIS_URL`; empty: none, the app knows its Redis.",
         ),
+        "redis_user": Setting(
+            "redis user or empty",
+            "",
+            "The user of that instance whose name and first password are part of `REDIS_URL`; empty: the default one, "
+            "who may do everything.",
+            example="sidekiq",
+        ),
         "redis_url": Setting(
             "url",
             "",
@@ -542,7 +593,8 @@ def settings(reveal: bool = False, **kwargs: Any) -> dict[str, Any]:
     The settings of this minion: defaults, operating system and pillar merged, checked, and what follows from them.
 
     reveal
-        With secrets (bool, default False): ``password`` of each Redis instance, ``env`` of each service. Only for
+        With secrets (bool, default False): ``password``, ``old_passwords`` and the ``hashes`` of users of each Redis
+        instance, ``env`` of each service. Only for
         modules in the minion's own process: over Salt's bus or on a command line it is refused.
 
     Returns a dictionary of plain data: ``roles``, ``packages``, ``redis``, ``firewall``, ``deploy``, ``sidekiq``; see
@@ -761,7 +813,7 @@ def _read_list(setting: Setting, value: Any, path: str, problems: Problems) -> l
     for entry in value:
         entry = _read_value(item, entry, path, problems)
         if entry in result and entry is not None and not setting.repeats:
-            problems.add(path, f"found {_found(entry)} twice; once is enough")
+            problems.add(path, f"found {_found(entry, setting.secret)} twice; once is enough")
         result.append(entry)
     return result
 
@@ -802,7 +854,7 @@ def _found(value: Any, secret: bool = False) -> str:
     """A value as a message may show it: on one line, not too long, and no secret."""
     if isinstance(value, (dict, list, tuple)) or value is None:
         return _form(value)
-    if secret or re.search(r"://.*@", str(value)):
+    if secret or re.search(r"://.*@|^[<>#!]|^\(.*[ (][<>#!]", str(value)):  # the latter are passwords in an ACL
         return HIDDEN
     if isinstance(value, bool):
         return str(value).lower()
@@ -1082,6 +1134,25 @@ def _read_url(value: str) -> str:
     raise Wrong
 
 
+def _read_redis_user(value: str) -> str:
+    if value == "default":
+        raise Wrong("set password and old_passwords of the instance")
+    return value
+
+
+# Words of an ACL that say who a user is, not what he may do.
+_NO_RULE = re.compile(r"[<>#!].*|on|off|reset|nopass|resetpass", re.DOTALL | re.IGNORECASE)
+_SELECTOR = re.compile(r"\((?:[^\s\x00-\x1f\x7f\"'\\()]+(?: |(?=\))))+\)")
+
+
+def _read_acl_rule(value: str) -> str:
+    if any(map(_NO_RULE.fullmatch, value.strip("()").split(" "))):
+        raise Wrong("passwords have a setting of their own, and who is named is on")
+    if value.startswith("(") and not _SELECTOR.fullmatch(value):
+        raise Wrong("a selector is (RULE RULE), with one space between two rules")
+    return value
+
+
 def _read_queue(value, _):
     names = list(value) if isinstance(value, dict) else [value]
     weights = list(value.values()) if isinstance(value, dict) else [1]
@@ -1097,6 +1168,7 @@ _USER = r"[a-z_][a-z0-9_-]{0,31}(?:\.[a-z0-9_-]{1,31})?"
 _WORD = r"[^\x00-\x1f\x7f]+"
 _user = _text("a name like deploy: lower case, digits, _ and -, not root", _USER, _read_user)
 _path = _text("an absolute path without spaces or quotes", _PATH, _read_path)
+_redis_user = _text("a user of Redis: letters, digits, _, - and .", r"[A-Za-z0-9_.-]{1,64}", _read_redis_user)
 _own_folder = _text("an absolute path of a folder of its own, without spaces or quotes", _PATH, _read_own_folder)
 _word = _text("text of one line, without control characters", _WORD)
 _port_words = "a port that needs no root, from 1024 to 65535"
@@ -1174,6 +1246,12 @@ KINDS = {
         r"(?:(?:rediss?|unix)://[^\s\x00-\x1f\x7f]+)?",
         lambda value: value and _read_url(value),
     ),
+    "secret": _text("text without control characters, not empty", r"[^\x00-\x1f\x7f]+"),
+    "redis user": _redis_user,
+    "redis user or empty": _or_empty(_redis_user),
+    "acl rule": _text(
+        "a rule like ~jobs:*, +@read or -keys, or a selector in brackets", r"[^\s\x00-\x1f\x7f\"'\\]+|\(.*\)", _read_acl_rule
+    ),
     "save": _text("'SECONDS CHANGES', two whole numbers like '300 100'", r"[1-9]\d* [1-9]\d*"),
     "rule name": _text("a name of letters, digits, _, - and .", r"[A-Za-z0-9_.-]{1,64}"),
     "service name": _text(
@@ -1217,8 +1295,8 @@ _OWN_DIRECTIVES = {
     "pidfile": "it follows from redis:service_manager",
     "logfile": "it follows from redis:service_manager; systemd's journal has the log",
     "include": "nothing would check that file; write its directives here",
-    "user": "only the default user is known here; set password of the instance",
-    "aclfile": "it would make Redis ignore the password; set password of the instance",
+    "user": "set users of the instance; for the default one password and old_passwords",
+    "aclfile": "it would make Redis ignore the password; set users of the instance",
     "masterauth": "it is a secret, and directives are shown in states and logs",
     "tls-key-file-pass": "it is a secret, and directives are shown in states and logs",
     "tls-client-key-file-pass": "it is a secret, and directives are shown in states and logs",
@@ -1419,6 +1497,31 @@ def _beyond_loopback_is_guarded(wish, problems):
             )
 
 
+def _users_are_behind_a_password(wish, problems):
+    """`users` and `old_passwords` need a `password`, else everybody were the default user, who may do everything."""
+    for name, entry in wish["redis"]["instances"].items():
+        path = f"{R}:instances:{name}"
+        if problems.at(f"{path}:password") or entry["password"]:
+            continue
+        for key in ("users", "old_passwords"):
+            if entry[key]:
+                problems.add(
+                    f"{path}:password", f"must be given with {key}: without one everybody may do everything"
+                )
+
+
+def _users_may_do_something(wish, problems):
+    """A user of Redis has a `preset`, `rules` or both, and no password that is there twice."""
+    for port, entry in wish["redis"]["instances"].items():
+        for name, user in entry["users"].items():
+            path = f"{R}:instances:{port}:users:{name}"
+            if not problems.at(f"{path}:preset", f"{path}:rules") and not user["preset"] and not user["rules"]:
+                problems.add(path, "may do nothing; set preset or rules")
+        path = f"{R}:instances:{port}:old_passwords"
+        if not problems.at(path) and entry["password"] and entry["password"] in entry["old_passwords"]:
+            problems.add(path, "holds the password itself; leave that out")
+
+
 def _redis_is_not_open_to_everybody(wish, problems):
     """No instance's port is open to anywhere: neither by `allow_from` nor by a rule of the firewall."""
     for name, entry in wish["redis"]["instances"].items():
@@ -1554,6 +1657,21 @@ def _service_has_its_redis(wish, problems):
             )
 
 
+def _service_has_its_redis_user(wish, problems):
+    """`redis_user` of a service is one of the `users` of its instance."""
+    if not {"redis", "sidekiq"} <= set(wish["roles"]):
+        return
+    for name, service in wish["sidekiq"]["services"].items():
+        path, port, user = f"{S}:services:{name}:redis_user", service["redis"], service["redis_user"]
+        if not user or problems.at(path, f"{S}:services:{name}:redis", f"{R}:instances:{port}:users"):
+            continue
+        if service["redis_url"]:
+            problems.add(path, "cannot be set with redis_url: write the user into the URL")
+        elif user not in wish["redis"]["instances"].get(port, {}).get("users", {}):
+            known = ", ".join(sorted(wish["redis"]["instances"].get(port, {}).get("users", {}))) or "none"
+            problems.add(path, f"found {user!r}, who is no user of the instance {port!r}; known there: {known}")
+
+
 def _unit_names_differ(wish, problems):
     """No service has the name of a Redis instance's unit, or of one that stands beside a service while it restarts."""
     for name in wish["sidekiq"]["services"]:
@@ -1607,6 +1725,8 @@ RULES = (
     _roles_have_something_to_do,
     _memory_suffices,
     _beyond_loopback_is_guarded,
+    _users_are_behind_a_password,
+    _users_may_do_something,
     _redis_is_not_open_to_everybody,
     _tls_is_compiled_in,
     _rules_suit_ufw,
@@ -1618,6 +1738,7 @@ RULES = (
     _command_is_absolute,
     _one_place_for_each_option,
     _service_has_its_redis,
+    _service_has_its_redis_user,
     _stop_timeout_suffices,
 )
 
@@ -1751,7 +1872,10 @@ def _redis(wish, reveal) -> dict[str, Any]:
 
 
 def _instance(name, entry, manager, reveal) -> dict[str, Any]:
-    """``name``, ``port``, ``unit``, ``config``, ``dir``, ``bind``, ``allow_from``, ``has_password``, ``directives``."""
+    """
+    ``name``, ``port``, ``unit``, ``config``, ``dir``, ``bind``, ``allow_from``, ``has_password``, ``directives`` and
+    ``users``, a list of ``{name, rules}`` (see :func:`_redis_users`).
+    """
     instance = {
         "name": name,
         "port": int(name),
@@ -1762,8 +1886,36 @@ def _instance(name, entry, manager, reveal) -> dict[str, Any]:
         "allow_from": entry["allow_from"],
         "has_password": bool(entry["password"]),
         "directives": _directives(name, entry, manager),
+        "users": _redis_users(entry, reveal),
     }
-    return {**instance, "password": entry["password"]} if reveal else instance
+    secrets = {key: entry[key] for key in ("password", "old_passwords")}
+    return {**instance, **secrets} if reveal else instance
+
+
+# Sidekiq asks for INFO when it starts, and its web page shows it; without channels, for it neither sends nor listens.
+_PRESETS = {"sidekiq": ["resetchannels", "~*", "+@all", "-@admin", "-@dangerous", "+info"]}
+_EVERYTHING = ["~*", "&*", "+@all"]
+
+
+def _redis_users(entry, reveal) -> list[dict[str, Any]]:
+    """
+    ``name``, ``rules`` (words of an ACL) and, with ``reveal``, ``hashes`` of the passwords (``#HEX``). The default user
+    is among them while it has older passwords; else ``requirepass`` makes it.
+    """
+    users = [
+        (name, _PRESETS.get(user["preset"], []) + user["rules"], user["passwords"])
+        for name, user in sorted(entry["users"].items())
+    ]
+    if entry["old_passwords"]:
+        users.insert(0, ("default", _EVERYTHING, [entry["password"], *entry["old_passwords"]]))
+    return [
+        {"name": name, "rules": rules, **({"hashes": [_acl_hash(word) for word in passwords]} if reveal else {})}
+        for name, rules, passwords in users
+    ]
+
+
+def _acl_hash(password: str) -> str:
+    return "#" + hashlib.sha256(password.encode()).hexdigest()
 
 
 def _directives(name, entry, manager) -> list[list[str]]:
@@ -1844,7 +1996,9 @@ def _service(name, service, wish, reveal) -> dict[str, Any]:
     """
     user = service["user"] or wish["deploy"]["user"]
     local = _local_instance(service, wish)
-    url = service["redis_url"] or (_redis_url(local, wish["redis"]["instances"][local]) if local else "")
+    url = service["redis_url"] or (
+        _redis_url(local, wish["redis"]["instances"][local], service["redis_user"]) if local else ""
+    )
     env = {**service["env"], **({"REDIS_URL": url} if url else {})}
     config_file = f"/etc/sidekiq/{name}.yml" if service["config"] else ""
     result = {
@@ -1885,13 +2039,14 @@ def _local_instance(service, wish) -> str:
     return service["redis"] if here and not service["redis_url"] else ""
 
 
-def _redis_url(port, entry) -> str:
+def _redis_url(port, entry, user) -> str:
     """How this host reaches an instance: loopback where it listens there, else the first address that it must have."""
     addresses = [address.lstrip("-") for address in sorted(entry["bind"], key=lambda address: address.startswith("-"))]
     reach = {"*": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::*": "::1", "::": "::1"}
     addresses = [reach.get(address, address) for address in addresses]
     host = next(filter(_is_loopback, addresses), addresses[0])
-    login = f":{quote(entry['password'], safe='')}@" if entry["password"] else ""
+    password = entry["users"][user]["passwords"][0] if user else entry["password"]
+    login = f"{user}:{quote(password, safe='')}@" if password else ""
     return f"redis://{login}{f'[{host}]' if ':' in host else host}:{port}/0"
 
 

@@ -34,6 +34,13 @@ RULES = "redis_sidekiq:firewall:rules"
 DEPLOY = "redis_sidekiq:deploy"
 SERVICE = "redis_sidekiq:sidekiq:services:sidekiq"
 
+USER = f"{INSTANCE}:users:app"
+
+
+def user(secrets=("x",), preset="sidekiq", **settings) -> dict:
+    return instance(password="y", users={"app": {"passwords": list(secrets), "preset": preset, **settings}})
+
+
 # Bound beyond loopback, and otherwise right.
 OPEN = {"bind": ["127.0.0.1", "10.0.0.5"], "password": "long-and-random"}
 
@@ -225,6 +232,59 @@ INSTANCES = [
     ),
 ]
 
+USERS = [
+    (
+        "users without a password",
+        instance(users={"app": {"passwords": ["x"], "preset": "sidekiq"}}),
+        [f"{INSTANCE}:password: must be given with users"],
+    ),
+    (
+        "old passwords without a new one",
+        instance(old_passwords=["x"]),
+        [f"{INSTANCE}:password: must be given with old_passwords"],
+    ),
+    (
+        "the password among the old ones",
+        instance(password="x", old_passwords=["x"]),
+        [f"{INSTANCE}:old_passwords: holds the password itself"],
+    ),
+    (
+        "the default user by name",
+        instance(password="x", users={"default": {"passwords": ["x"], "preset": "sidekiq"}}),
+        [f"{INSTANCE}:users:default: no name", "old_passwords"],
+    ),
+    (
+        "a user's name with a space",
+        instance(password="x", users={"my app": {"passwords": ["x"], "preset": "sidekiq"}}),
+        [f"{INSTANCE}:users:my...: no name", "a user of Redis"],
+    ),
+    ("a user without a password", instance(password="x", users={"app": {"preset": "sidekiq"}}), [f"{USER}:passwords: must"]),
+    ("a user whose password is empty", user(secrets=[""]), [f"{USER}:passwords: found a value that is not shown"]),
+    ("a user with no password", user(secrets=[]), [f"{USER}:passwords: found an empty list"]),
+    ("a user's password twice", user(secrets=["x", "x"]), [f"{USER}:passwords: found a value that is not shown twice"]),
+    ("a user who may do nothing", user(preset=None), [f"{USER}: may do nothing", "preset or rules"]),
+    ("a preset nobody knows", user(preset="admin"), [f"{USER}:preset: found 'admin'", "sidekiq"]),
+    ("a password as a rule", user(rules=[">x"]), [f"{USER}:rules: found a value that is not shown", "of their own"]),
+    ("nopass as a rule", user(rules=["nopass"]), [f"{USER}:rules: found 'nopass'", "of their own"]),
+    ("two rules in one word", user(rules=["+get +set"]), [f"{USER}:rules: found '+get +set'", "a rule like"]),
+    ("a rule with a quote", user(rules=['~a"']), [f"{USER}:rules: found", "a rule like"]),
+    ("a selector that does not end", user(rules=["(~a +get"]), [f"{USER}:rules: found '(~a +get'"]),
+    ("rules as one line", user(rules="+get"), [f"{USER}:rules: found '+get'", "write a list"]),
+    ("a misspelt key of a user", user(rule=["+get"]), [f"{USER}:rule: unknown key", "'rules'"]),
+    ("an ACL as a directive", instance(directives={"user": "x on"}), [f"{INSTANCE}:directives:user:", "set users"]),
+    ("an ACL file", instance(directives={"aclfile": "/x"}), [f"{INSTANCE}:directives:aclfile:", "set users"]),
+    (
+        "a service whose user of Redis is not there",
+        service(redis_user="app"),
+        [f"{SERVICE}:redis_user: found 'app'", "known there: none"],
+    ),
+    (
+        "a user beside a URL",
+        service(redis_user="app", redis_url="redis://q/0"),
+        [f"{SERVICE}:redis_user: cannot be set with redis_url"],
+    ),
+]
+
 FIREWALL = [
     ("a rule without a port", rules(web={}), [f"{RULES}:web:port: must be given", "1 to 65535"]),
     ("a port in quotes", rules(web={"port": "80"}), [f"{RULES}:web:port: found '80'", "without quotes"]),
@@ -402,4 +462,4 @@ SERVICES = [
     ),
 ]
 
-WRONG_PILLARS = [*MISSPELT, *FORMS, *ROLES, *BUILDS, *INSTANCES, *FIREWALL, *DEPLOYS, *SERVICES]
+WRONG_PILLARS = [*MISSPELT, *FORMS, *ROLES, *BUILDS, *INSTANCES, *USERS, *FIREWALL, *DEPLOYS, *SERVICES]

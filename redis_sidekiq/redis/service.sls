@@ -62,6 +62,13 @@ Redis instance {{ instance.name }} works by its config:
     - require:
       - redis_server: {{ instance.config }}
 
+# The default user's password is a directive. No user is held up by another directive that could not be set live.
+Redis instance {{ instance.name }} has its users:
+  redis_acl.live:
+    - name: {{ instance.name | tojson }}
+    - require:
+      - redis_server: {{ instance.config }}
+
 # Not held up by a directive that could not be set live.
 Redis instance {{ instance.name }} serves:
   redis_server.running:

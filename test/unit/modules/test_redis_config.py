@@ -123,7 +123,7 @@ def meanings(redis_config, tmp_path):
         if known and known.get("key") == asked.key:
             return known
         asked.append(asked.key)
-        return {"key": asked.key, "values": {"hz": "10"}, "fixed": []}
+        return {"key": asked.key, "values": {"hz": "10"}, "fixed": [], "users": {}}
 
     redis_config.__salt__ = {"redis_server.config_meaning": config_meaning}
     return asked

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import subprocess
@@ -240,6 +241,17 @@ def test_a_right_pillar_is_not_complained_about(check, settle, pillar):
         instance(password={SENTINEL: 1}),
         instance(pasword=SENTINEL),
         instance(password=SENTINEL, allow_from=["10.0.0.0/8"]),
+        instance(password="x", old_passwords=[SENTINEL, SENTINEL]),
+        instance(password="x", old_passwords=[SENTINEL + "\n"]),
+        instance(password="x", old_passwords=SENTINEL),
+        instance(password=SENTINEL, old_passwords=[SENTINEL]),
+        instance(old_passwords=[SENTINEL]),
+        instance(password="x", users={"app": {"passwords": [SENTINEL, SENTINEL], "preset": "sidekiq"}}),
+        instance(password="x", users={"app": {"passwords": {SENTINEL: 1}, "preset": "sidekiq"}}),
+        instance(password="x", users={"app": {"passwords": SENTINEL, "preset": "sidekiq"}}),
+        instance(password="x", users={"app": {"passwords": [SENTINEL], "rules": [f">{SENTINEL}"]}}),
+        instance(password="x", users={"app": {"passwords": [SENTINEL], "rules": [f"(~a >{SENTINEL})"]}}),
+        instance(password="x", users={"app": SENTINEL}),
         instance(directives={"requirepass": SENTINEL}),
         instance(directives={"masterauth": SENTINEL}),
         instance(directives={"maxclients": SENTINEL + '"'}),
@@ -270,7 +282,15 @@ def test_no_message_holds_a_secret(check, settle, pillar):
 
 SECRETS = {
     "redis_sidekiq": {
-        "redis": {"instances": {6379: {"password": SENTINEL}}},
+        "redis": {
+            "instances": {
+                6379: {
+                    "password": SENTINEL,
+                    "old_passwords": [f"{SENTINEL}-2"],
+                    "users": {"app": {"passwords": [f"{SENTINEL}-3"], "preset": "sidekiq"}},
+                }
+            }
+        },
         "sidekiq": {
             "services": {"sidekiq": {"env": {"KEY": SENTINEL}}, "far": {"redis_url": f"redis://:{SENTINEL}@q/0"}}
         },
@@ -278,10 +298,19 @@ SECRETS = {
 }
 
 
+def digest(password):
+    return "#" + hashlib.sha256(password.encode()).hexdigest()
+
+
 def test_settings_hold_secrets_only_when_asked(settle):
-    assert SENTINEL not in json.dumps(settle(SECRETS))
+    hidden = json.dumps(settle(SECRETS))
+    assert SENTINEL not in hidden and digest(SENTINEL) not in hidden
     revealed = settle(SECRETS, reveal=True)
     assert first_instance(revealed)["password"] == SENTINEL
+    assert first_instance(revealed)["old_passwords"] == [f"{SENTINEL}-2"]
+    hashes = [user.pop("hashes") for user in first_instance(revealed)["users"]]
+    assert hashes == [[digest(SENTINEL), digest(f"{SENTINEL}-2")], [digest(f"{SENTINEL}-3")]]
+    assert first_instance(revealed)["users"] == first_instance(settle(SECRETS))["users"]
     assert [service["env"] for service in revealed["sidekiq"]["services"]] == [
         {"KEY": SENTINEL, "REDIS_URL": f"redis://:{SENTINEL}@127.0.0.1:6379/0"},
         {"REDIS_URL": f"redis://:{SENTINEL}@q/0"},
@@ -363,6 +392,7 @@ def test_defaults(settle):
                         ["appendonly", "yes"],
                         ["appendfsync", "everysec"],
                     ],
+                    "users": [],
                     "restart": "when_needed",
                 }
             ],
@@ -590,6 +620,23 @@ def test_ssh_comes_first(settle):
 )
 def test_redis_url(settle, settings, url):
     assert first_service(settle(instance(**settings), reveal=True))["env"]["REDIS_URL"] == url
+
+
+def test_a_service_comes_as_a_user_of_its_redis(settle):
+    pillar = instance(password="x", users={"app": {"passwords": ["n/1", "o"], "preset": "sidekiq"}})
+    pillar["redis_sidekiq"]["sidekiq"] = {"services": {"sidekiq": {"redis_user": "app"}}}
+    settings = settle(pillar, reveal=True)
+    assert first_service(settings)["env"]["REDIS_URL"] == "redis://app:n%2F1@127.0.0.1:6379/0"
+
+
+def test_users_of_redis_have_the_rules_of_their_preset_and_their_own(settle):
+    users = {
+        "b": {"passwords": ["x"], "preset": "sidekiq", "rules": ["-keys", "&news:*"]},
+        "a": {"passwords": ["x"], "rules": ["~a:*", "+get", "(~b:* +set|x)", "allchannels"]},
+    }
+    rules = {user["name"]: user["rules"] for user in first_instance(settle(instance(password="x", users=users)))["users"]}
+    assert rules["a"] == ["~a:*", "+get", "(~b:* +set|x)", "allchannels"]
+    assert rules["b"] == ["resetchannels", "~*", "+@all", "-@admin", "-@dangerous", "+info", "-keys", "&news:*"]
 
 
 def test_a_redis_elsewhere(settle):
