@@ -6,7 +6,6 @@ import json
 import pytest
 
 from test.hosts import app
-from test.hosts.conftest import sidekiq_pillar
 from test.hosts.lab import apply_locally, put_pillar, redis_version, tarball, wait_for
 from test.hosts.redis_lab import CONFIG, IMAGES, LIVE, changed, configure, pid
 
@@ -152,7 +151,8 @@ def test_an_acl_that_redis_refuses_never_lands(redis_host):
 @pytest.mark.parametrize("image", IMAGES)
 def test_sidekiq_works_as_a_user_who_administers_nothing(sidekiq_hosts, image):
     host = sidekiq_hosts(image)
-    pillar = sidekiq_pillar(redis="6379", redis_url="", redis_user="jobs")["redis_sidekiq"]
+    app.deploy(host)
+    pillar = app.sidekiq_pillar(redis="6379", redis_url="", redis_user="jobs")["redis_sidekiq"]
     pillar["roles"] = ["redis", "sidekiq"]
     users = {"jobs": worker("to/day", "yester:day")}
     pillar["redis"] = {**tarball(redis_version(image)), "instances": {"6379": {"password": "boss-pw", "users": users}}}
