@@ -6,7 +6,7 @@ import json
 import pytest
 
 from test.hosts import app
-from test.hosts.lab import apply_locally, put_pillar, redis_version, tarball, wait_for
+from test.hosts.lab import apply_locally, put_pillar, redis_version, salt_call, tarball, wait_for
 from test.hosts.redis_lab import CONFIG, IMAGES, LIVE, changed, configure, pid
 
 USERS = "Redis instance 6379 has its users"
@@ -113,6 +113,8 @@ def test_users_are_made_changed_and_deleted_while_redis_runs(redis_host, image):
         "setuser default >back-door",
     ):
         ask(host, "default:boss-pw", "acl", *words.split())
+    found = salt_call(host, "redis_acl.drift", "6379")
+    assert list(found["users"]) == ["cache", "default", "intruder", "worker"] and found["unasked"] == ""
     announced = apply_locally(host, test=True).assert_ok()
     assert announced.pending == [USERS]
     assert announced.changed[USERS]["cache"] == announced.changed[USERS]["default"] == {"passwords": "0 more, 1 fewer"}
@@ -123,6 +125,9 @@ def test_users_are_made_changed_and_deleted_while_redis_runs(redis_host, image):
     apply_locally(host).assert_unchanged()
     assert ask(host, "cache:more", "ping") == ask(host, "default:back-door", "ping") == REFUSED
     assert ask(host, "default:boss-pw", "acl", "users").split() == ["cache", "default", "worker"]
+
+    ask(host, "default:boss-pw", "acl", "setuser", "worker", "off")
+    assert salt_call(host, "redis_acl.apply", "6379") == {"set": ["worker"], "deleted": [], "failed": {}}
 
     # A start finds the same in the file; who is taken out of the pillar is gone, and without a password all are back.
     host.run(["systemctl", "restart", "redis_6379"])
