@@ -220,6 +220,11 @@ def masterless(hosts_gone_at_the_end):
     return lambda image: background.get("masterless", image)
 
 
+def _name(request, image: str) -> str:
+    """A host's name that no other test file's hosts have, whichever lane runs that (tools/lanes)."""
+    return f"{request.path.stem.rpartition('_')[2]}-{image}"
+
+
 def make_whole(host: Host, pillar: dict) -> None:
     """Converge a host of :func:`sidekiq_hosts` whatever the last test left: this pillar, an unbroken release, working."""
     put_pillar(host, pillar)
@@ -229,13 +234,13 @@ def make_whole(host: Host, pillar: dict) -> None:
 
 
 @pytest.fixture(scope="module")
-def sidekiq_hosts(module_hosts, masterless):
+def sidekiq_hosts(request, module_hosts, masterless):
     """Return a function of an image that gives a host with Redis, Sidekiq's unit and a release of the test app."""
     made: dict[str, Host] = {}
 
     def host_of(image: str) -> Host:
         if image not in made:
-            host = module_hosts(f"sk-{image}", image=masterless(image).image)
+            host = module_hosts(f"sk-{_name(request, image)}", image=masterless(image).image)
             make_masterless(host, app.sidekiq_pillar())
             apply_locally(host, "redis_sidekiq.packages").assert_ok()
             apply_locally(host, "redis_sidekiq.sidekiq").assert_ok()
@@ -246,11 +251,11 @@ def sidekiq_hosts(module_hosts, masterless):
 
 
 @pytest.fixture
-def redis_host(masterless, make_host):
+def redis_host(request, masterless, make_host):
     """Return a function of (image) that gives a fresh copy of a converged host with Redis alone in its pillar."""
 
     def host(image="bookworm"):
-        made = make_host(f"redis-{image}", image=masterless(image).image)
+        made = make_host(_name(request, image), image=masterless(image).image)
         made.write("/etc/image", image)
         made.run(["sh", "-c", "rm -f /etc/sudoers.d/sidekiq-deploy"])
         configure(made)
