@@ -1,9 +1,8 @@
 """
-Redis: build it from a verified tarball, write its config, ask what runs and restart that without losing a key.
+Redis: write its config, ask what runs and restart that without losing a key. What it runs is made by ``redis_build``.
 
-Builds lie side by side in a prefix, each with a record of what it was made from; the link ``current`` points at one.
-Facts come from those records, one ``systemctl show`` (no process at all with an init script), ``/proc`` and the server
-itself. Only instances of the settings (pillar ``redis_sidekiq:redis:instances``) are ever acted on, whoever asks.
+Facts come from one ``systemctl show`` (no process at all with an init script), ``/proc`` and the server itself. Only
+instances of the settings (pillar ``redis_sidekiq:redis:instances``) are ever acted on, whoever asks.
 
 A password goes from the settings into the config file and over the socket; it is no argument, and in no message.
 """
@@ -25,41 +24,32 @@ import logging
 import os
 import pwd
 import re
-import shutil
 import socket
 import stat
-import subprocess
-import tempfile
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import salt.utils.path
-import salt.utils.url
-from salt.exceptions import CommandExecutionError, MinionError, SaltInvocationError
+from salt.exceptions import CommandExecutionError, SaltInvocationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     __context__: dict[str, Any] = {}
     __salt__: dict[str, Any] = {}
 
 log = logging.getLogger(__name__)
 
-PROGRAMS = ("redis-server", "redis-cli", "redis-benchmark", "redis-sentinel", "redis-check-aof", "redis-check-rdb")
 MANAGERS = ("systemd", "sysv")
 # Newer ones load opentelemetry, which Salt 3008 brings along, and cost every run 0.1 s.
 CLIENT = "redis>=5,<7.2"
 
-_RECIPE = 1  # part of a build's name: raise it when the same settings shall give another build
 _MEANING = 2  # part of a meaning's key: raise it when the same config shall be asked for anew
-_RECORD = "build.json"
-_CURRENT = "current"
 _UNIT_DIR = "/etc/systemd/system"
 _INIT_DIR = "/etc/init.d"
 _RC_LINKS = "/etc/rc?.d"
 _LOCK_DIR = "/run/redis_sidekiq"
-_BUILD_TIMEOUT = 7200  # s for the compiler; one slow core takes minutes for Redis 8
-_SCRATCH_BOOT = 30.0  # s for a server without data to answer; 0.05 s is usual, more on a host that is busy
+_QUIET = 30.0  # s for a server to listen after its start; 0.05 s is usual, more on a host that is busy
 _REDIS_TIMEOUT = 10.0  # s for each answer from Redis: it is late on a host whose cores all compile
 _BUSY = 600.0  # s to wait for a load, a snapshot or a rewrite under way before a restart
 _LOADING = 1800.0  # s for a server to load its data; TimeoutStartSec of the unit
@@ -75,301 +65,6 @@ _REFUSED = r"can't set (immutable|protected) config|Unsupported CONFIG parameter
 _PLACES = {"dbfilename": "dump.rdb", "appendfilename": "appendonly.aof", "appenddirname": "appendonlydir"}
 
 _PROPERTIES = ("ActiveState", "DropInPaths", "LoadState", "MainPID", "NeedDaemonReload", "Result", "UnitFileState")
-
-
-class Account(NamedTuple):
-    """A user by numbers."""
-
-    name: str
-    uid: int
-    gid: int
-
-
-# Facts about builds --------------------------------------------------------------------------------------------------
-
-
-def builds(prefix: str = "/opt/redis") -> list[dict[str, Any]]:
-    """
-    The builds in a prefix, by their own records. A folder whose record or programs are not as installed is no build.
-
-    prefix
-        Folder that holds them.
-
-    Returns a list of records, sorted by name: ``build`` (the folder's name), ``version``, ``digest`` (of the tarball),
-    ``malloc``, ``tls``, ``systemd``, ``source``, ``built`` (UTC), ``seconds``, ``programs`` (name -> size and sha256).
-
-    CLI Example:
-
-    .. code-block:: bash
-
-        salt '*' redis_server.builds
-    """
-    return [record for name in _entries(prefix) if (record := _read_record(prefix, name))]
-
-
-def build_facts(
-    version: str,
-    source_hash: str,
-    prefix: str = "/opt/redis",
-    malloc: str = "jemalloc",
-    tls: bool = False,
-    systemd: bool = True,
-) -> dict[str, Any]:
-    """
-    Whether a build is there, and which one is current.
-
-    version
-        Release of Redis, such as ``8.0.6``.
-    source_hash
-        The tarball's digest, ``sha256=HEX``.
-    prefix
-        Folder that holds the builds.
-    malloc
-        ``jemalloc`` or ``libc``.
-    tls, systemd
-        What is compiled in (bool).
-
-    Returns ``build`` (name of this one: version, and a hash over all that makes it what it is), ``present`` (bool),
-    ``current`` (name of the build that the link points at, or empty), ``leftovers`` (names of what a run that was cut
-    off left behind).
-
-    CLI Example:
-
-    .. code-block:: bash
-
-        salt '*' redis_server.build_facts 8.0.6 source_hash=sha256=6d0a99138...
-    """
-    name = _build_name(version, source_hash, malloc, tls, systemd)
-    return {
-        "build": name,
-        "present": _read_record(prefix, name) is not None,
-        "current": _current(prefix),
-        "leftovers": [entry for entry in _entries(prefix) if entry.startswith(".")],
-    }
-
-
-def source_check(source: str, source_hash: str) -> str:
-    """
-    Look at a tarball as far as that costs nothing: a file on this host is read, anything else would be a download.
-
-    source
-        URL or absolute path of the tarball.
-    source_hash
-        ``sha256=HEX``, or another algorithm of hashlib.
-
-    Returns a sentence for what was found. Raises CommandExecutionError when the file is missing or another one.
-
-    CLI Example:
-
-    .. code-block:: bash
-
-        salt '*' redis_server.source_check /srv/redis-8.0.6.tar.gz source_hash=sha256=6d0a99138...
-    """
-    path = _local_path(source)
-    if not path:
-        return f"{_shown(source)} is fetched and verified then"
-    with _open_tarball(path, source) as stream:
-        _verify(stream, source, source_hash)
-    return f"{path} has the digest wanted"
-
-
-# Acts on builds ------------------------------------------------------------------------------------------------------
-
-
-def build(
-    version: str,
-    source: str,
-    source_hash: str,
-    prefix: str = "/opt/redis",
-    user: str = "redis-build",
-    jobs: int = 1,
-    malloc: str = "jemalloc",
-    tls: bool = False,
-    systemd: bool = True,
-) -> dict[str, Any]:
-    """
-    Make a build the current one: compiled unless it is there, started once on a private socket, then put in place.
-
-    The tarball is verified before it is unpacked. Unpacking, compiling and the trial run happen as an unprivileged
-    user, without network, in namespaces that die with this process; what is installed is copied by root, regular files
-    of six names only. One build at a time: a second call waits, and finds the work done.
-
-    version, source_hash, prefix, malloc, tls, systemd
-        See :func:`build_facts`.
-    source
-        Where the tarball is: ``https://``, ``http://``, ``salt://``, ``file://`` or an absolute path.
-    user
-        Unprivileged user who compiles; exists already.
-    jobs
-        Compilers at a time.
-
-    Returns a record: ``build``, ``compiled`` (bool), ``seconds`` (of this call), ``old`` and ``current`` (names of the
-    builds that the link pointed at before and points at now). Raises CommandExecutionError with the compiler's last
-    lines; the current build is then the one that it was, and nothing of the new one is left.
-
-    CLI Example:
-
-    .. code-block:: bash
-
-        salt '*' redis_server.build 8.0.6 salt://files/redis-8.0.6.tar.gz source_hash=sha256=6d0a99138...
-    """
-    begun = time.monotonic()
-    name = _build_name(version, source_hash, malloc, tls, systemd)
-    account = _account(user)
-    if account.uid == 0:
-        raise SaltInvocationError("Redis is not compiled as root: name an unprivileged user")
-    flags = {"version": version, "malloc": malloc, "tls": tls, "systemd": systemd}
-    with _lock("redis-build", _BUILD_TIMEOUT):
-        _make_prefix(prefix)
-        _remove_leftovers(prefix)
-        old, present = _current(prefix), _read_record(prefix, name) is not None
-        if not present:
-            _compile_and_install(name, flags, source, source_hash, prefix, account, jobs)
-        if old != name:
-            if present:  # a new one was tried before it was installed
-                _try_build(os.path.join(prefix, name), flags, account)
-            _flip(prefix, name)
-    return {
-        "build": name,
-        "compiled": not present,
-        "seconds": round(time.monotonic() - begun, 1),
-        "old": old,
-        "current": _current(prefix),
-    }
-
-
-def builds_remove(prefix: str = "/opt/redis") -> None:
-    """
-    Take away all builds of a prefix, the link to one, and the prefix if it is empty then. Files of others stay.
-
-    prefix
-        Folder that holds them; one that is not there is fine.
-
-    CLI Example:
-
-    .. code-block:: bash
-
-        salt '*' redis_server.builds_remove
-    """
-    with _lock("redis-build", _BUILD_TIMEOUT):
-        _remove_leftovers(prefix)
-        with _failing(f"Cannot empty {prefix}"):
-            if _current(prefix):
-                os.unlink(os.path.join(prefix, _CURRENT))
-            for record in builds(prefix):
-                shutil.rmtree(os.path.join(prefix, record["build"]))
-            if _entries(prefix) == []:
-                with contextlib.suppress(FileNotFoundError):
-                    os.rmdir(prefix)
-
-
-def prefix_facts(prefix: str = "/opt/redis") -> dict[str, Any]:
-    """
-    What is in a prefix, ours and not ours.
-
-    prefix
-        Folder that holds the builds.
-
-    Returns ``there`` (bool), ``ours`` and ``others`` (sorted names).
-
-    CLI Example:
-
-    .. code-block:: bash
-
-        salt '*' redis_server.prefix_facts
-    """
-    ours = {record["build"] for record in builds(prefix)}
-    ours |= {_CURRENT} if _current(prefix) else set()
-    ours |= {name for name in _entries(prefix) if name.startswith(".")}
-    others = [name for name in _entries(prefix) if name not in ours]
-    return {"there": os.path.isdir(prefix), "ours": sorted(ours), "others": others}
-
-
-# Links to the programs -----------------------------------------------------------------------------------------------
-
-
-def links(bin_dir: str = "/usr/local/bin", prefix: str = "/opt/redis") -> dict[str, dict[str, str]]:
-    """
-    The links to Redis' programs that are not as they should be.
-
-    bin_dir
-        Folder for the links.
-    prefix
-        Folder that holds the builds.
-
-    Returns path -> ``{old, new}``: link targets, empty for a path that is not there, ``a file of others`` for one that
-    is no link into the prefix.
-
-    CLI Example:
-
-    .. code-block:: bash
-
-        salt '*' redis_server.links
-    """
-    found = {path: (_link_found(path, prefix), target) for path, target in _links(bin_dir, prefix).items()}
-    return {path: {"old": old, "new": new} for path, (old, new) in found.items() if old != new}
-
-
-def link(bin_dir: str = "/usr/local/bin", prefix: str = "/opt/redis") -> None:
-    """
-    Link Redis' programs, each in one rename.
-
-    bin_dir, prefix
-        See :func:`links`.
-
-    Raises CommandExecutionError before the first one if a program of others lies where a link belongs.
-
-    CLI Example:
-
-    .. code-block:: bash
-
-        salt '*' redis_server.link
-    """
-    wrong = links(bin_dir, prefix)
-    others = [path for path, change in wrong.items() if change["old"] == _OTHERS]
-    if others:
-        raise CommandExecutionError(
-            f"{', '.join(others)}: not made by this formula, so left as found; move it away, or set "
-            "redis_sidekiq:redis:bin_dir to another folder"
-        )
-    with _failing(f"Cannot link into {bin_dir}"):
-        os.makedirs(bin_dir, mode=0o755, exist_ok=True)
-        for path, change in wrong.items():
-            _symlink(change["new"], path)
-
-
-def unlink(bin_dir: str = "/usr/local/bin", prefix: str = "/opt/redis") -> None:
-    """
-    Take away the links that lead into the prefix; others stay.
-
-    bin_dir, prefix
-        See :func:`links`.
-
-    CLI Example:
-
-    .. code-block:: bash
-
-        salt '*' redis_server.unlink
-    """
-    with _failing(f"Cannot remove links from {bin_dir}"):
-        for path in linked(bin_dir, prefix):
-            os.unlink(path)
-
-
-def linked(bin_dir: str = "/usr/local/bin", prefix: str = "/opt/redis") -> list[str]:
-    """
-    The links that lead into the prefix.
-
-    bin_dir, prefix
-        See :func:`links`.
-
-    CLI Example:
-
-    .. code-block:: bash
-
-        salt '*' redis_server.linked
-    """
-    return [path for path in _links(bin_dir, prefix) if _link_found(path, prefix) not in ("", _OTHERS)]
 
 
 # Config --------------------------------------------------------------------------------------------------------------
@@ -430,9 +125,8 @@ def config_check(instance: str) -> str:
     """
     redis = _settings(reveal=True)
     wish = _instance(instance, redis)
-    flags = redis["build"]
-    build = _build_name(redis["version"], redis["source_hash"], flags["malloc"], flags["tls"], systemd=True)
-    if _current(redis["prefix"]) != build:
+    build = _wished_build(redis)
+    if __salt__["redis_build.current"](redis["prefix"]) != build:
         return f"Redis {redis['version']} has its say once it is built"
     missing = _missing_addresses(wish["bind"])
     if missing:
@@ -440,18 +134,19 @@ def config_check(instance: str) -> str:
             f"Redis could not listen at {', '.join(missing)}: no such address on this host; correct bind of the "
             f"instance {instance}, or write - before it if the host may do without"
         )
-    account = _account(redis["user"], redis["group"])
-    with _lock(wish["unit"], _STOP), _scratch_folder(wish["unit"], account) as folder:
+    account = __salt__["redis_sandbox.account"](redis["user"], redis["group"])
+    with _lock(wish["unit"], _STOP), __salt__["redis_sandbox.folder"](wish["unit"], account) as folder:
         candidate = os.path.join(folder, "redis.conf")
         # Redis enters `dir` while it reads the file, and must not come near the data.
         elsewhere = [[name, folder if name == "dir" else value] for name, value in wish["directives"]]
-        _write(candidate, _config_text({**wish, "directives": elsewhere}), 0o640, account.gid)
-        binary, secret = _binary(redis["prefix"]), wish["password"]
+        _write(candidate, _config_text({**wish, "directives": elsewhere}), 0o640, account["gid"])
+        words = {"config": candidate, "password": wish["password"]}
         try:
-            meaning = _scratch_boot(binary, account, folder, config=candidate, password=secret, ask=_config_values)
+            binary = __salt__["redis_build.binary"](redis["prefix"])
+            meaning = __salt__["redis_sandbox.boot"](binary, account, folder, _config_values, **words)
         except CommandExecutionError as err:
-            words = _blot(str(err), wish["password"]).replace(candidate, wish["config"])
-            raise CommandExecutionError(f"Redis {redis['version']} refuses the config: {words}") from None
+            said = _blot(str(err), wish["password"]).replace(candidate, wish["config"])
+            raise CommandExecutionError(f"Redis {redis['version']} refuses the config: {said}") from None
     key = _config_key(wish, build)
     __context__.setdefault("redis_server.meanings", {})[key] = {"key": key, **meaning}
     return f"Redis {redis['version']} starts with it"
@@ -478,10 +173,9 @@ def config_meaning(instance: str, known: dict[str, Any] | None = None) -> dict[s
         salt '*' redis_server.config_meaning 6379
     """
     redis = _settings()
-    flags = redis["build"]
-    build = _build_name(redis["version"], redis["source_hash"], flags["malloc"], flags["tls"], systemd=True)
+    build = _wished_build(redis)
     key = _config_key(_instance(instance, redis), build)
-    if _current(redis["prefix"]) != build:
+    if __salt__["redis_build.current"](redis["prefix"]) != build:
         return {}
     if known and known.get("key") == key:
         return known
@@ -873,14 +567,6 @@ def _wished(wish: dict[str, Any], directive: str, default: str) -> str:
     return values[-1].strip("\"'") if values else default
 
 
-def _account(user: str, group: str = "") -> Account:
-    try:
-        found = pwd.getpwnam(user)
-    except KeyError:
-        raise CommandExecutionError(f"There is no user {user}: apply redis_sidekiq.redis, which makes it") from None
-    return Account(user, found.pw_uid, _group_id(group) if group else found.pw_gid)
-
-
 def _group_id(group: str) -> int:
     try:
         return grp.getgrnam(group).gr_gid
@@ -888,389 +574,12 @@ def _group_id(group: str) -> int:
         raise CommandExecutionError(f"There is no group {group}: apply redis_sidekiq.redis, which makes it") from None
 
 
-# Builds
+# Config
 
 
-def _build_name(version: str, source_hash: str, malloc: str, tls: bool, systemd: bool) -> str:
-    """All that makes a build what it is. How many compilers work on it does not."""
-    what = {"recipe": _RECIPE, "digest": source_hash.lower(), "malloc": malloc}
-    what |= {"tls": bool(tls), "systemd": bool(systemd)}
-    return f"{version}-{hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:10]}"
-
-
-def _entries(prefix: str) -> list[str]:
-    try:
-        return sorted(os.listdir(prefix))
-    except FileNotFoundError:
-        return []
-    except OSError as err:
-        raise CommandExecutionError(f"Cannot look into {prefix}: {err.strerror}") from err
-
-
-def _read_record(prefix: str, name: str) -> dict[str, Any] | None:
-    """The record of a build whose programs are as they were installed: by size, owner and mode, not by digest."""
-    folder = os.path.join(prefix, name)
-    try:
-        if name.startswith(".") or os.path.islink(folder):
-            return None
-        with open(os.path.join(folder, _RECORD), encoding="utf-8") as stream:
-            record = json.load(stream)
-        if record["build"] != name or set(record["programs"]) != set(PROGRAMS):
-            return None
-        for program, facts in record["programs"].items():
-            info = os.lstat(os.path.join(folder, "bin", program))
-            if not stat.S_ISREG(info.st_mode) or info.st_size != facts["size"]:
-                return None
-            if info.st_uid != 0 or info.st_mode & 0o022 or not info.st_mode & 0o001:
-                return None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return record
-
-
-def _current(prefix: str) -> str:
-    try:
-        return os.readlink(os.path.join(prefix, _CURRENT))
-    except OSError:
-        return ""
-
-
-def _binary(prefix: str) -> str:
-    return os.path.join(prefix, _CURRENT, "bin", "redis-server")
-
-
-def _make_prefix(prefix: str) -> None:
-    with _failing(f"Cannot make {prefix}"):
-        if not os.path.isdir(prefix):
-            os.makedirs(prefix)
-            os.chmod(prefix, 0o755)  # whatever the umask says
-        info = os.lstat(prefix)
-        if not stat.S_ISDIR(info.st_mode) or info.st_uid != 0 or info.st_mode & 0o022:
-            raise CommandExecutionError(f"{prefix} must be a folder that root owns and nobody else can write to")
-
-
-def _remove_leftovers(prefix: str) -> None:
-    """What a run that was cut off left behind; the lock says that no other is at work. rmtree follows no link."""
-    for name in _entries(prefix):
-        if name.startswith("."):
-            path = os.path.join(prefix, name)
-            with _failing(f"Cannot remove {path}"):
-                if os.path.isdir(path) and not os.path.islink(path):
-                    shutil.rmtree(path)
-                else:
-                    os.unlink(path)
-
-
-def _compile_and_install(
-    name: str, flags: dict[str, Any], source: str, source_hash: str, prefix: str, account: Account, jobs: int
-) -> None:
-    begun = time.monotonic()
-    private = tempfile.mkdtemp(prefix=".build-", dir=prefix)
-    try:
-        # root's, with a folder in it for the unprivileged user and one for what is installed.
-        os.chmod(private, 0o711)
-        work, staged = os.path.join(private, "work"), os.path.join(private, "install")
-        os.mkdir(work, 0o700)
-        os.chown(work, account.uid, account.gid)
-        _unpack(_fetch(source, source_hash, work, account), work, account)
-        _compile(work, flags, account, jobs)
-        programs = _install(os.path.join(work, "src"), staged)
-        _try_build(staged, flags, account)
-        record = {
-            "build": name,
-            **flags,
-            "digest": source_hash.lower(),
-            "source": _shown(source),
-            "built": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "seconds": round(time.monotonic() - begun, 1),
-            "programs": programs,
-        }
-        _write(os.path.join(staged, _RECORD), json.dumps(record, indent=2) + "\n", 0o644, 0)
-        target = os.path.join(prefix, name)
-        if os.path.lexists(target):  # what has the name of a build and is none
-            os.rename(target, os.path.join(private, "replaced"))
-        os.rename(staged, target)
-        _sync_folder(prefix)
-    except OSError as err:
-        raise CommandExecutionError(f"Cannot install the build in {prefix}: {err}") from err
-    finally:
-        shutil.rmtree(private, ignore_errors=True)
-
-
-def _local_path(source: str) -> str:
-    """The path of a tarball on this host; empty for one elsewhere."""
-    if source.startswith("file://"):
-        return source[len("file://") :]
-    return source if source.startswith("/") else ""
-
-
-def _shown(source: str) -> str:
-    """A URL without a login in it."""
-    return salt.utils.url.redact_http_basic_auth(source)
-
-
-def _open_tarball(path: str, source: str) -> Any:
-    try:
-        return open(path, "rb")
-    except OSError as err:
-        raise CommandExecutionError(f"The tarball {_shown(source)} cannot be read: {err.strerror}") from err
-
-
-def _verify(stream: Any, source: str, source_hash: str, copy: Any = None) -> None:
-    """Read a tarball to its end, copy what was read, and compare the digest."""
-    algorithm, _, wanted = source_hash.rpartition("=")
-    try:
-        digest = hashlib.new(algorithm or "sha256")
-    except ValueError:
-        raise SaltInvocationError(f"{algorithm!r} is no digest known here; give sha256=HEX") from None
-    while block := stream.read(1 << 20):
-        digest.update(block)
-        if copy:
-            copy.write(block)
-    if digest.hexdigest() != wanted.lower():
-        raise CommandExecutionError(
-            f"The tarball {_shown(source)} is not the one wanted, so it was not unpacked: its {digest.name} is "
-            f"{digest.hexdigest()}, wanted is {wanted.lower()}"
-        )
-
-
-def _fetch(source: str, source_hash: str, work: str, account: Account) -> str:
-    """
-    The verified tarball in the build's folder. What is verified is what was copied: the file at the source may change
-    at any moment. Salt downloads to a file of another name first, so that a cut-off download is none.
-    """
-    path = _local_path(source) or _download(source, source_hash)
-    target = os.path.join(work, "tarball")
-    try:
-        with _open_tarball(path, source) as stream, open(target, "xb") as copy:
-            _verify(stream, source, source_hash, copy)
-            os.fchmod(copy.fileno(), 0o440)
-            os.fchown(copy.fileno(), 0, account.gid)
-    except CommandExecutionError:
-        if not _local_path(source):
-            # The next run downloads anew, rather than find this copy.
-            with contextlib.suppress(OSError):
-                os.unlink(path)
-        raise
-    return target
-
-
-def _download(source: str, source_hash: str) -> str:
-    try:
-        path = __salt__["cp.cache_file"](source, source_hash=source_hash)
-    except (MinionError, OSError) as err:
-        raise CommandExecutionError(f"The tarball {_shown(source)} cannot be fetched: {err}") from err
-    if not path:
-        raise CommandExecutionError(f"The tarball {_shown(source)} cannot be fetched: there is no such file")
-    return path
-
-
-def _unpack(tarball: str, work: str, account: Account) -> None:
-    argv = [_tool("tar", "tar"), "--extract", f"--file={tarball}", f"--directory={work}", "--strip-components=1"]
-    answer = _run_sandboxed([*argv, "--no-same-owner", "--no-same-permissions"], account, work, 600)
-    if answer["retcode"] != 0:
-        raise CommandExecutionError(f"The tarball cannot be unpacked:\n{_last_lines(answer['stderr'], 10)}")
-    os.unlink(tarball)
-    if not os.path.isfile(os.path.join(work, "src", "Makefile")):
-        raise CommandExecutionError("The tarball holds no Redis: there is no src/Makefile in its top folder")
-
-
-def _compile(work: str, flags: dict[str, Any], account: Account, jobs: int) -> None:
-    switch = {True: "yes", False: "no"}
-    argv = [
-        _tool("make", "build-essential"),
-        "-C",
-        os.path.join(work, "src"),
-        f"-j{int(jobs)}",
-        f"MALLOC={flags['malloc']}",
-        f"USE_SYSTEMD={switch[flags['systemd']]}",
-        f"BUILD_TLS={switch[flags['tls']]}",
-        *PROGRAMS,
-    ]
-    answer = _run_sandboxed(argv, account, work, _BUILD_TIMEOUT)
-    if answer["retcode"] != 0:
-        raise CommandExecutionError(
-            f"Redis {flags['version']} does not compile. The compiler's last lines:\n"
-            + _compiler_words(answer["stdout"], answer["stderr"])
-        )
-
-
-def _compiler_words(stdout: str, stderr: str) -> str:
-    """What went wrong and how it ended: with several compilers at work, the first error is not among the last lines."""
-    lines = [line for line in (stderr or stdout).splitlines() if line.strip()]
-    errors = [at for at, line in enumerate(lines) if re.search(r"\berror\b", line, re.IGNORECASE)]
-    end = max(len(lines) - _LAST_LINES // 2, 0)
-    if not errors or errors[0] - 1 >= end:
-        return "\n".join(lines[end:])
-    first, after = max(errors[0] - 1, 0), errors[0] + 10
-    return "\n".join([*lines[first:after], *(["..."] if after < end else []), *lines[max(end, after) :]])
-
-
-def _install(source: str, staged: str) -> dict[str, dict[str, Any]]:
-    """
-    Copy the programs as root. No process of the unprivileged user is left by now, and what he made is trusted for its
-    contents alone: regular files, found without following a link.
-    """
-    if os.path.realpath(source) != os.path.abspath(source):
-        raise CommandExecutionError(f"The build made a link of {source}, so nothing of it is installed")
-    for folder in (staged, os.path.join(staged, "bin")):
-        os.mkdir(folder)
-        os.chmod(folder, 0o755)  # whatever the umask says
-    programs: dict[str, dict[str, Any]] = {}
-    twins: dict[str, str] = {}
-    for program in PROGRAMS:
-        target = os.path.join(staged, "bin", program)
-        facts = _copy_program(os.path.join(source, program), target)
-        twin = twins.setdefault(facts["sha256"], target)
-        if twin != target:  # redis-sentinel and redis-check-* are redis-server under other names
-            os.unlink(target)
-            os.link(twin, target)
-        programs[program] = facts
-    _sync_folder(os.path.join(staged, "bin"))
-    _sync_folder(staged)
-    return programs
-
-
-def _copy_program(source: str, target: str) -> dict[str, Any]:
-    name = os.path.basename(source)
-    try:
-        handle = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as err:
-        what = "is a link" if err.errno == errno.ELOOP else f"cannot be read ({err.strerror})"
-        raise CommandExecutionError(f"What the build left as {name} {what}, so nothing of it is installed") from err
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        os.close(handle)
-        raise CommandExecutionError(f"What the build left as {name} is no regular file, so nothing of it is installed")
-    with open(handle, "rb") as stream:
-        digest, size = hashlib.sha256(), 0
-        with open(target, "xb") as copy:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-                size += len(block)
-                copy.write(block)
-            copy.flush()
-            os.fchmod(copy.fileno(), 0o755)
-            os.fsync(copy.fileno())
-    return {"size": size, "sha256": digest.hexdigest()}
-
-
-def _try_build(folder: str, flags: dict[str, Any], account: Account) -> None:
-    """Start a build once and compare what it says of itself with what was asked for."""
-    with _scratch_folder("redis-build", account) as scratch:
-        binary = os.path.join(folder, "bin", "redis-server")
-        try:
-            info = _scratch_boot(binary, account, scratch, notify=flags["systemd"])
-        except CommandExecutionError as err:
-            raise CommandExecutionError(f"The Redis that was built does not start: {err}") from None
-    found = {
-        "version": info.get("redis_version", ""),
-        "malloc": info.get("mem_allocator", "").split("-")[0],
-        "tls": _needs_library(binary, "libssl.so"),  # since 7.2 a server without TLS knows tls-port too
-        "systemd": flags["systemd"],  # it told so, or did not start
-    }
-    wrong = [f"its {key} is {found[key]!r}, wanted is {flags[key]!r}" for key in found if found[key] != flags[key]]
-    if wrong:
-        raise CommandExecutionError(f"The Redis that was built is another one than wanted: {'; '.join(wrong)}")
-
-
-def _needs_library(binary: str, name: str) -> bool:
-    """Does a program name this shared library among those that it needs (its string table is in the file as it is)?"""
-    with open(binary, "rb") as stream:
-        return name.encode() in stream.read()
-
-
-def _flip(prefix: str, name: str) -> None:
-    with _failing(f"Cannot make {name} the current build in {prefix}"):
-        _symlink(name, os.path.join(prefix, _CURRENT))
-
-
-def _symlink(target: str, path: str) -> None:
-    """A link in one rename, so that no moment is without one."""
-    folder, base = os.path.split(path)
-    draft = os.path.join(folder, f".{base}.new")
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(draft)
-    os.symlink(target, draft)
-    os.replace(draft, path)
-    _sync_folder(folder)
-
-
-_OTHERS = "a file of others"
-
-
-def _links(bin_dir: str, prefix: str) -> dict[str, str]:
-    return {os.path.join(bin_dir, name): os.path.join(prefix, _CURRENT, "bin", name) for name in PROGRAMS}
-
-
-def _link_found(path: str, prefix: str) -> str:
-    try:
-        target = os.readlink(path)
-    except FileNotFoundError:
-        return ""
-    except OSError:
-        return _OTHERS
-    return target if target.startswith(prefix.rstrip("/") + "/") else _OTHERS
-
-
-# An unprivileged process without network that does not outlive this one
-
-
-def _sandbox(account: Account, argv: list[str]) -> list[str]:
-    """
-    The words that run a command as an unprivileged user, with no network and no privilege to gain. When this process
-    dies, killed or not, the kernel kills the first of them, that one's child, and with it everything in the PID
-    namespace: no compiler is left that would write into the next run's files. The wish to die with one's parent is lost
-    with a change of user (PR_SET_PDEATHSIG(2const)), ``--kill-child`` of unshare included, so it is made once more.
-    """
-    setpriv, unshare = _tool("setpriv", "util-linux"), _tool("unshare", "util-linux")
-    return [
-        *(setpriv, "--pdeathsig", "KILL", "--"),
-        *(unshare, "--pid", "--net", "--ipc", "--fork", "--kill-child", "--"),
-        *(setpriv, f"--reuid={account.uid}", f"--regid={account.gid}", "--clear-groups"),
-        *("--inh-caps=-all", "--bounding-set=-all", "--no-new-privs", "--pdeathsig", "KILL", "--"),
-        *argv,
-    ]
-
-
-def _sandbox_env(folder: str) -> dict[str, str]:
-    return {"PATH": "/usr/bin:/bin", "HOME": folder, "TMPDIR": folder, "LC_ALL": "C", "LANGUAGE": "C"}
-
-
-def _run_sandboxed(argv: list[str], account: Account, folder: str, timeout: float) -> dict[str, Any]:
-    answer = __salt__["cmd.run_all"](
-        _sandbox(account, argv),
-        python_shell=False,
-        cwd=folder,
-        env=_sandbox_env(folder),
-        clean_env=True,
-        ignore_retcode=True,
-        timeout=timeout,
-    )
-    if "unshare failed" in answer.get("stderr", ""):
-        raise CommandExecutionError(
-            f"This host does not let root make namespaces, in which Redis is built and tried ({answer['stderr']}): "
-            "a container needs the capability SYS_ADMIN for it"
-        )
-    return answer
-
-
-@contextlib.contextmanager
-def _scratch_folder(name: str, account: Account) -> Iterator[str]:
-    """A private folder of an unprivileged user, with a path short enough for sockets; the caller holds its lock."""
-    folder = os.path.join(_LOCK_DIR, f"scratch-{name}")
-    try:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.mkdir(folder, 0o700)
-        os.chown(folder, account.uid, account.gid)
-        yield folder
-    except OSError as err:
-        raise CommandExecutionError(f"Cannot work in {folder}: {err}") from err
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _build_info(client: Any) -> dict[str, Any]:
-    return client.info("server") | client.info("memory")
+def _wished_build(redis: dict[str, Any]) -> str:
+    flags = redis["build"]
+    return __salt__["redis_build.name"](redis["version"], redis["source_hash"], flags["malloc"], flags["tls"])
 
 
 def _config_values(client: Any) -> dict[str, Any]:
@@ -1294,103 +603,6 @@ def _acl(line: str) -> tuple[str, str]:
     """
     _, name, *words = line.split(" ")
     return name, " ".join(word for word in words if word not in ("nopass", "sanitize-payload") and word[0] != "#")
-
-
-def _scratch_boot(
-    binary: str,
-    account: Account,
-    folder: str,
-    config: str = "",
-    password: str = "",
-    notify: bool = False,
-    ask: Callable[[Any], dict[str, Any]] = _build_info,
-) -> dict[str, Any]:
-    """
-    Start a server on a socket in a private folder, without network and data, and ask it; with ``notify`` it must also
-    tell systemd, played by a socket of ours, that it is ready.
-
-    Returns what ``ask`` makes of a connection to it. Raises CommandExecutionError with Redis' last lines. The one
-    process here that cmd.run_all cannot run: it has to be talked to while it runs.
-    """
-    words = ["--port", "0", "--bind", "*", "--unixsocket", "s", "--unixsocketperm", "700", "--dir", folder]
-    words += ["--appendonly", "no", "--daemonize", "no", "--logfile", "", "--pidfile", ""]
-    words += ["--supervised", "systemd" if notify else "no"]
-    argv = _sandbox(account, [binary, *([config] if config else []), *words])
-    ready = os.path.join(folder, "n")
-    env = {**_sandbox_env(folder), **({"NOTIFY_SOCKET": ready} if notify else {})}
-    with (
-        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as systemd,
-        tempfile.TemporaryFile() as output,
-    ):
-        systemd.bind(ready)
-        os.chown(ready, account.uid, account.gid)
-        systemd.settimeout(_REDIS_TIMEOUT)
-        process = subprocess.Popen(
-            argv, cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
-        )
-        try:
-            answer = _scratch_answer(process, os.path.join(folder, "s"), password, ask)
-            if notify and not _told_ready(systemd):
-                raise CommandExecutionError("compiled with USE_SYSTEMD=yes, it does not tell systemd when it is ready:")
-            return answer
-        except CommandExecutionError as err:
-            output.seek(0)
-            words = _last_lines(output.read().decode("utf-8", "replace"), _LAST_LINES)
-            raise CommandExecutionError(f"{err}\n{words}" if words else str(err)) from None
-        finally:
-            process.kill()
-            process.wait()
-
-
-def _scratch_answer(
-    process: subprocess.Popen, path: str, password: str, ask: Callable[[Any], dict[str, Any]]
-) -> dict[str, Any]:
-    redis = _redis_package()
-    until = time.monotonic() + _SCRATCH_BOOT
-    while not os.path.exists(path):
-        if process.poll() is not None:
-            raise CommandExecutionError(f"it ended with exit status {process.returncode}:")
-        if time.monotonic() > until:
-            raise CommandExecutionError(f"it did not listen within {_SCRATCH_BOOT:g} s:")
-        time.sleep(0.01)
-    client = _client(unix_socket_path=path, password=password)
-    try:
-        _await_listening(client, process, until)
-        return ask(client)
-    except redis.RedisError as err:
-        # Some errors, like a module that is missing, come when it listens already.
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            raise CommandExecutionError(f"it ended with exit status {process.wait(1)}:") from None
-        raise CommandExecutionError(f"it does not answer: {type(err).__name__}:") from err
-    finally:
-        client.close()
-
-
-def _await_listening(client: Any, process: subprocess.Popen, until: float) -> None:
-    """The socket's path is there from bind(2) on, but until listen(2) it refuses who comes."""
-    redis = _redis_package()
-    while True:
-        try:
-            client.ping()
-            return
-        except redis.AuthenticationError:
-            raise
-        except redis.ConnectionError:
-            if process.poll() is not None or time.monotonic() > until:
-                raise
-            time.sleep(0.01)
-
-
-def _told_ready(systemd: socket.socket) -> bool:
-    try:
-        while b"READY=1" not in systemd.recv(4096).splitlines():
-            pass
-    except TimeoutError:
-        return False
-    return True
-
-
-# Config
 
 
 def _config_key(wish: dict[str, Any], build: str) -> str:
@@ -1505,8 +717,9 @@ def _boot_links(unit: str, manager: str) -> list[str]:
 def _service_facts(wish: dict[str, Any], redis: dict[str, Any]) -> dict[str, Any]:
     systemd = redis["service_manager"] == "systemd"
     facts = _unit_facts(wish["unit"]) if systemd else _script_facts(wish)
-    program = os.path.realpath(_binary(redis["prefix"]))
-    facts.update(instance=wish["name"], manager=redis["service_manager"], build=_current(redis["prefix"]))
+    program = os.path.realpath(__salt__["redis_build.binary"](redis["prefix"]))
+    facts.update(instance=wish["name"], manager=redis["service_manager"])
+    facts["build"] = __salt__["redis_build.current"](redis["prefix"])
     facts["started"], facts["program"] = _started(facts["pid"]), _program(facts["pid"])
     facts["stale"] = []
     if facts["pid"]:
@@ -1634,7 +847,7 @@ def _ready_to_start(wish: dict[str, Any], redis: dict[str, Any]) -> dict[str, An
         facts = _service_facts(wish, redis)
     if not facts["loaded"]:
         raise CommandExecutionError(f"{wish['unit']} is not on this host or masked: apply redis_sidekiq.redis first")
-    for path in (wish["config"], _binary(redis["prefix"])):
+    for path in (wish["config"], __salt__["redis_build.binary"](redis["prefix"])):
         if not os.path.exists(path):
             raise CommandExecutionError(f"There is no {path}: apply redis_sidekiq.redis first")
     return facts
@@ -1702,7 +915,7 @@ def _prove(wish: dict[str, Any], redis: dict[str, Any], old: dict[str, Any], beg
     if facts["active"] != "active" or not facts["pid"] or facts["pid"] == old["pid"]:
         words = _last_words(wish, redis, begun)
         raise CommandExecutionError(f"{wish['unit']} is {facts['active']} after its start{words}")
-    until, quiet_until = time.monotonic() + _LOADING, time.monotonic() + _SCRATCH_BOOT
+    until, quiet_until = time.monotonic() + _LOADING, time.monotonic() + _QUIET
     while True:
         facts["info"], facts["info_error"] = _info(wish)
         info = facts["info"]
@@ -1940,15 +1153,16 @@ def _redis_package() -> Any:
     return redis
 
 
-def _client(password: str, **place: Any) -> Any:
+def _client(host: str, port: int, password: str) -> Any:
     redis = _redis_package()
     return redis.Redis(
-        **place,
+        host=host,
+        port=port,
         password=password or None,
         decode_responses=True,
         encoding_errors="replace",
         socket_timeout=_REDIS_TIMEOUT,
-        **({} if "unix_socket_path" in place else {"socket_connect_timeout": _REDIS_TIMEOUT}),
+        socket_connect_timeout=_REDIS_TIMEOUT,
         # The client's own way is to try again for seconds; here the caller knows what to wait for.
         retry=redis.retry.Retry(redis.backoff.NoBackoff(), 0),
     )

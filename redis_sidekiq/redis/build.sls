@@ -15,8 +15,8 @@ The user {{ redis.build.user }}, who compiles Redis, is there:
     # Who exists already keeps his groups.
     - remove_groups: false
 
-Redis {{ redis.version }} is built and in place:
-  redis_server.built:
+Redis {{ redis.version }} is built:
+  redis_build.present:
     - name: {{ redis.version | tojson }}
     - source: {{ redis.source | tojson }}
     - source_hash: {{ redis.source_hash | tojson }}
@@ -29,9 +29,20 @@ Redis {{ redis.version }} is built and in place:
       - sls: redis_sidekiq.packages
       - user: The user {{ redis.build.user }}, who compiles Redis, is there
 
+Redis {{ redis.version }} is the current build:
+  redis_build.current:
+    - name: {{ redis.version | tojson }}
+    - source_hash: {{ redis.source_hash | tojson }}
+    - prefix: {{ redis.prefix | tojson }}
+    - user: {{ redis.build.user | tojson }}
+    - malloc: {{ redis.build.malloc }}
+    - tls: {{ redis.build.tls | tojson }}
+    - require:
+      - redis_build: Redis {{ redis.version }} is built
+
 The programs of Redis are in {{ redis.bin_dir }}:
-  redis_server.linked:
+  redis_build.linked:
     - name: {{ redis.bin_dir | tojson }}
     - prefix: {{ redis.prefix | tojson }}
     - require:
-      - redis_server: Redis {{ redis.version }} is built and in place
+      - redis_build: Redis {{ redis.version }} is the current build

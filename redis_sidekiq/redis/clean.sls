@@ -44,18 +44,18 @@ The folder for Redis' settings is gone, unless it holds files of others:
     - name: /etc/redis
 
 The programs of Redis are gone from {{ redis.bin_dir }}:
-  redis_server.unlinked:
+  redis_build.unlinked:
     - name: {{ redis.bin_dir | tojson }}
     - prefix: {{ redis.prefix | tojson }}
 
 The builds of Redis are gone from {{ redis.prefix }}:
-  redis_server.builds_absent:
+  redis_build.absent:
     - name: {{ redis.prefix | tojson }}
     - require:
 {%- for instance in redis.instances %}
       - file: {{ instance.config }} is gone
 {%- endfor %}
-      - redis_server: The programs of Redis are gone from {{ redis.bin_dir }}
+      - redis_build: The programs of Redis are gone from {{ redis.bin_dir }}
 
 The user {{ redis.build.user }}, who compiled Redis, is gone:
   user.absent:

@@ -68,7 +68,7 @@ Redis instance {{ instance.name }} has its config:
     - name: {{ instance.config | tojson }}
     - instance: {{ instance.name | tojson }}
     - require:
-      - redis_server: Redis {{ redis.version }} is built and in place
+      - redis_build: Redis {{ redis.version }} is the current build
       - user: The user {{ redis.user }}, who runs Redis, is there
       - file: /etc/redis
 {%- endfor %}

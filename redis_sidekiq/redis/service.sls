@@ -78,6 +78,7 @@ Redis instance {{ instance.name }} serves:
       - file: {{ instance.dir }}
       - redis_server: {{ instance.config }}
     - watch:
-      - redis_server: Redis {{ redis.version }} is built and in place
+      - redis_build: Redis {{ redis.version }} is built
+      - redis_build: Redis {{ redis.version }} is the current build
       - file: {{ service_file }}
 {%- endfor %}

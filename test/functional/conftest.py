@@ -97,7 +97,9 @@ def redis_flags() -> dict:
 def redis_build(modules, open_folder: Path, redis_tarball: dict, redis_flags: dict) -> Path:
     """The prefix with the real build, compiled at its first use."""
     prefix = open_folder / "real"
-    modules.redis_server.build(REDIS, **redis_tarball, prefix=str(prefix), user="nobody", jobs=2, **redis_flags)
+    wish = {"prefix": str(prefix), "user": "nobody"}
+    made = modules.redis_build.make(REDIS, **redis_tarball, **wish, jobs=2, **redis_flags)
+    modules.redis_build.use(made["build"], **wish)
     return prefix
 
 

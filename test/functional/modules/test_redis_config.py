@@ -47,6 +47,7 @@ class Instance:
     def __init__(self, load, prefix, folder, monkeypatch):
         self.server = load("_modules/redis_server.py")
         self.config = load("_modules/redis_config.py")
+        build, sandbox = load("_modules/redis_build.py"), load("_modules/redis_sandbox.py")
         self.state = load("_states/redis_config.py")
         self.folder, self.prefix, self.process, self.boots = folder, prefix, None, 0
         self.port = free_port()
@@ -55,24 +56,26 @@ class Instance:
         self.wish = {"name": "1", "unit": "redis_1", "port": self.port, "bind": ["127.0.0.1"], "dir": str(self.data)}
         self.wish["config"] = str(folder / "1.conf")
         self.say()
-        settings = {"version": REDIS, "source_hash": "", "build": {"malloc": "libc", "tls": False}, "user": "x"}
+        settings = {"version": REDIS, "source_hash": "", "build": {"malloc": "libc", "tls": False}, "user": "nobody"}
         settings |= {"group": "root", "prefix": str(prefix), "instances": [self.wish]}
         functions = {"redis_sidekiq.settings": lambda reveal=False: {"redis": settings}}
-        for module, name in ((self.server, "redis_server"), (self.config, "redis_config")):
-            functions |= {f"{name}.{key}": value for key, value in vars(module).items() if callable(value)}
-            module.__salt__, module.__context__ = functions, {}
-        self.state.__salt__, self.state.__opts__ = functions, {"test": False}
         monkeypatch.setattr(self.server, "_LOCK_DIR", str(folder / "lock"))
         monkeypatch.setattr(self.config, "_FOLDER", str(folder / "kept"))
-        monkeypatch.setattr(self.server, "_build_name", lambda *_, **__: os.readlink(prefix / "current"))
-        monkeypatch.setattr(self.server, "_account", lambda *_: self.server.Account("nobody", 65534, 65534))
-        boot = self.server._scratch_boot
+        monkeypatch.setattr(sandbox, "_FOLDER", str(folder / "lock"))
+        monkeypatch.setattr(build, "name", lambda *_: os.readlink(prefix / "current"))
+        boot = sandbox.boot
 
         def counted(*args, **kwargs):
             self.boots += 1
             return boot(*args, **kwargs)
 
-        monkeypatch.setattr(self.server, "_scratch_boot", counted)
+        monkeypatch.setattr(sandbox, "boot", counted)
+        known = {"redis_server": self.server, "redis_config": self.config}
+        known |= {"redis_build": build, "redis_sandbox": sandbox}
+        for name, module in known.items():
+            functions |= {f"{name}.{key}": value for key, value in vars(module).items() if callable(value)}
+            module.__salt__, module.__context__ = functions, {}
+        self.state.__salt__, self.state.__opts__ = functions, {"test": False}
 
     def say(self, directives: dict | None = None, password: str = "") -> None:
         lines = [["bind", "127.0.0.1"], ["port", str(self.port)], ["dir", str(self.data)], *BASE]

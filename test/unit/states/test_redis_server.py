@@ -5,9 +5,6 @@ from __future__ import annotations
 import pytest
 from salt.exceptions import CommandExecutionError, SaltInvocationError
 
-BUILD = "7.0.15-abc"
-SOURCE = {"source": "/packages/redis-7.0.15.tar.gz", "source_hash": "sha256=00"}
-
 
 def facts(**more):
     found = {"unit": "redis_6379", "loaded": True, "enabled": True, "active": "active", "pid": 10, "stale": []}
@@ -161,51 +158,7 @@ def test_a_watched_change_is_announced_although_the_files_are_still_old(state):
     assert state.mod_watch("6379", sfun="config")["result"] is False
 
 
-# built --------------------------------------------------------------------------------------------------------------
-
-
-def build(**more):
-    return {"build": BUILD, "present": True, "current": BUILD, "leftovers": [], **more}
-
-
-RECORD = {"build": BUILD, "compiled": True, "seconds": 30.0, "old": "", "current": BUILD}
-
-
-@pytest.mark.parametrize("test", [False, True])
-@pytest.mark.parametrize(
-    ("found", "changes"),
-    [
-        (build(present=False, current=""), {"built", "current"}),
-        (build(present=False), {"built"}),
-        (build(current="6.2.0-old"), {"current"}),
-        (build(leftovers=[".build-x"]), {"removed"}),
-        (build(), set()),
-    ],
-)
-def test_built(state, test, found, changes):
-    state.__opts__["test"] = test
-    state.answers = {"build_facts": [found, build()], "build": [RECORD], "source_check": ["it has the digest wanted"]}
-    ret = state.built("7.0.15", **SOURCE)
-    assert set(ret["changes"]) == changes
-    assert ret["result"] is (None if test and changes else True)
-    assert ("has the digest" in ret["comment"]) is (test and not found["present"])
-
-
-def test_built_fails_in_test_mode_for_a_tarball_that_is_wrong(state):
-    state.__opts__["test"] = True
-    state.answers = {"build_facts": [build(present=False)], "source_check": [CommandExecutionError("not the one")]}
-    ret = state.built("7.0.15", **SOURCE)
-    assert (ret["result"], ret["comment"], acts(state)) == (False, "not the one", [])
-
-
-def test_built_fails_when_it_is_still_not_there(state):
-    state.answers = {"build_facts": [build(present=False)], "build": [RECORD]}
-    ret = state.built("7.0.15", **SOURCE)
-    assert ret["result"] is False
-    assert "still not in place: built" in ret["comment"]
-
-
-# Files and links ----------------------------------------------------------------------------------------------------
+# Files and services ------------------------------------------------------------------------------------------------
 
 WISHES = {
     "client": (
@@ -213,14 +166,6 @@ WISHES = {
         "client",
         [{"suits": False, "version": "", "wanted": "r"}, {"suits": True, "version": "7.4.1", "wanted": "r"}],
         "client_install",
-    ),
-    "links": (lambda state: state.linked("/b"), "links", [{"/b/redis-cli": {"old": "", "new": "/t"}}, {}], "link"),
-    "no links": (lambda state: state.unlinked("/b"), "linked", [["/b/redis-cli"], []], "unlink"),
-    "no builds": (
-        lambda state: state.builds_absent("/opt/redis"),
-        "prefix_facts",
-        [{"there": True, "ours": [BUILD], "others": []}, {"there": False, "ours": [], "others": []}],
-        "builds_remove",
     ),
     "config": (lambda state: state.config("/c", 6379), "config_diff", [{"diff": "+port"}, {}], "config_write"),
     "no service": (
@@ -253,12 +198,6 @@ def test_a_wish_is_announced_then_done_then_left_alone(state, wish):
     assert call(state)["result"] is False
 
 
-def test_builds_of_nobody_keep_the_prefix(state):
-    state.answers = {"prefix_facts": [{"there": True, "ours": [], "others": ["mine"]}]}
-    ret = state.builds_absent("/opt/redis")
-    assert (ret["result"], ret["changes"], ret["comment"]) == (True, {}, "/opt/redis stays, it holds mine")
-
-
 def test_a_config_is_judged_in_test_mode_too(state):
     state.__opts__["test"] = True
     state.answers = {"config_diff": [{"diff": "+x"}], "config_check": [CommandExecutionError("Redis refuses")]}
@@ -268,10 +207,8 @@ def test_a_config_is_judged_in_test_mode_too(state):
 
 @pytest.mark.parametrize("error", [CommandExecutionError, SaltInvocationError])
 def test_no_state_raises(state, error):
-    state.answers = {
-        name: [error("a sentence")] for name in (*(wish[1] for wish in WISHES.values()), "status", "build_facts")
-    }
+    state.answers = {name: [error("a sentence")] for name in (*(wish[1] for wish in WISHES.values()), "status")}
     for call in [wish[0] for wish in WISHES.values()]:
         assert (call(state)["result"], call(state)["comment"]) == (False, "a sentence")
-    for ret in (state.running("6379"), state.mod_watch("6379"), state.built("7.0.15", **SOURCE)):
+    for ret in (state.running("6379"), state.mod_watch("6379")):
         assert (ret["result"], ret["comment"]) == (False, "a sentence")

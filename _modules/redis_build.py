@@ -1,0 +1,762 @@
+"""
+Builds of Redis: made from a verified tarball, side by side in a prefix, one of them the current one.
+
+Each build has a record of what it was made from; the link ``current`` points at one, and links in the search path lead
+through it. Unpacking, compiling and the trial run happen in ``redis_sandbox``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import stat
+import tempfile
+import time
+from typing import TYPE_CHECKING, Any
+
+import salt.utils.files
+import salt.utils.path
+import salt.utils.url
+from salt.exceptions import CommandExecutionError, MinionError, SaltInvocationError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    __salt__: dict[str, Any] = {}
+
+PROGRAMS = ("redis-server", "redis-cli", "redis-benchmark", "redis-sentinel", "redis-check-aof", "redis-check-rdb")
+
+_RECIPE = 1  # part of a build's name: raise it when the same settings shall give another build
+_RECORD = "build.json"
+_CURRENT = "current"
+_LOCK_DIR = "/run/redis_sidekiq"
+_TIMEOUT = 7200  # s for the compiler; one slow core takes minutes for Redis 8
+_LAST_LINES = 30
+
+
+# Facts ---------------------------------------------------------------------------------------------------------------
+
+
+def builds(prefix: str = "/opt/redis") -> list[dict[str, Any]]:
+    """
+    The builds in a prefix, by their own records. A folder whose record or programs are not as installed is no build.
+
+    prefix
+        Folder that holds them.
+
+    Returns a list of records, sorted by name: ``build`` (the folder's name), ``version``, ``digest`` (of the tarball),
+    ``malloc``, ``tls``, ``systemd``, ``source``, ``built`` (UTC), ``seconds``, ``programs`` (name -> size and sha256).
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' redis_build.builds
+    """
+    return [record for name in _entries(prefix) if (record := _read_record(prefix, name))]
+
+
+def facts(
+    version: str,
+    source_hash: str,
+    prefix: str = "/opt/redis",
+    malloc: str = "jemalloc",
+    tls: bool = False,
+    systemd: bool = True,
+) -> dict[str, Any]:
+    """
+    Whether a build is there, and which one is current.
+
+    version
+        Release of Redis, such as ``8.0.6``.
+    source_hash
+        The tarball's digest, ``sha256=HEX``.
+    prefix
+        Folder that holds the builds.
+    malloc
+        ``jemalloc`` or ``libc``.
+    tls, systemd
+        What is compiled in (bool).
+
+    Returns ``build`` (name of this one: version, and a hash over all that makes it what it is), ``present`` (bool),
+    ``current`` (name of the build that the link points at, or empty), ``leftovers`` (names of what a run that was cut
+    off left behind).
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' redis_build.facts 8.0.6 source_hash=sha256=6d0a99138...
+    """
+    build = name(version, source_hash, malloc, tls, systemd)
+    return {
+        "build": build,
+        "present": _read_record(prefix, build) is not None,
+        "current": current(prefix),
+        "leftovers": [entry for entry in _entries(prefix) if entry.startswith(".")],
+    }
+
+
+def name(version: str, source_hash: str, malloc: str = "jemalloc", tls: bool = False, systemd: bool = True) -> str:
+    """
+    A build's name: the version, and a hash over all that makes it what it is. How many compilers work on it does not.
+
+    version, source_hash, malloc, tls, systemd
+        See :func:`facts`.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' redis_build.name 8.0.6 source_hash=sha256=6d0a99138...
+    """
+    what = {"recipe": _RECIPE, "digest": source_hash.lower(), "malloc": malloc}
+    what |= {"tls": bool(tls), "systemd": bool(systemd)}
+    return f"{version}-{hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:10]}"
+
+
+def current(prefix: str = "/opt/redis") -> str:
+    """
+    The name of the current build; empty when there is none.
+
+    prefix
+        Folder that holds the builds.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' redis_build.current
+    """
+    try:
+        return os.readlink(os.path.join(prefix, _CURRENT))
+    except OSError:
+        return ""
+
+
+def binary(prefix: str = "/opt/redis", build: str = _CURRENT) -> str:
+    """
+    The path of a build's server, whether it is there or not.
+
+    prefix
+        Folder that holds the builds.
+    build
+        Name of a build, or of a link to one; the current one by default.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' redis_build.binary
+    """
+    return os.path.join(prefix, build, "bin", "redis-server")
+
+
+def source_check(source: str, source_hash: str) -> str:
+    """
+    Look at a tarball as far as that costs nothing: a file on this host is read, anything else would be a download.
+
+    source
+        URL or absolute path of the tarball.
+    source_hash
+        ``sha256=HEX``, or another algorithm of hashlib.
+
+    Returns a sentence for what was found. Raises CommandExecutionError when the file is missing or another one.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' redis_build.source_check /srv/redis-8.0.6.tar.gz source_hash=sha256=6d0a99138...
+    """
+    path = _local_path(source)
+    if not path:
+        return f"{_shown(source)} is fetched and verified then"
+    with _open_tarball(path, source) as stream:
+        _verify(stream, source, source_hash)
+    return f"{path} has the digest wanted"
+
+
+def prefix_facts(prefix: str = "/opt/redis") -> dict[str, Any]:
+    """
+    What is in a prefix, ours and not ours.
+
+    prefix
+        Folder that holds the builds.
+
+    Returns ``there`` (bool), ``ours`` and ``others`` (sorted names).
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' redis_build.prefix_facts
+    """
+    ours = {record["build"] for record in builds(prefix)}
+    ours |= {_CURRENT} if current(prefix) else set()
+    ours |= {name for name in _entries(prefix) if name.startswith(".")}
+    others = [name for name in _entries(prefix) if name not in ours]
+    return {"there": os.path.isdir(prefix), "ours": sorted(ours), "others": others}
+
+
+# Acts ----------------------------------------------------------------------------------------------------------------
+
+
+def make(
+    version: str,
+    source: str,
+    source_hash: str,
+    prefix: str = "/opt/redis",
+    user: str = "redis-build",
+    jobs: int = 1,
+    malloc: str = "jemalloc",
+    tls: bool = False,
+    systemd: bool = True,
+) -> dict[str, Any]:
+    """
+    Compile a build unless it is there, start it once on a private socket, and put it beside the others. Which one is
+    the current one stays as it is.
+
+    The tarball is verified before it is unpacked. Unpacking, compiling and the trial run happen as an unprivileged
+    user, without network, in namespaces that die with this process; what is installed is copied by root, regular files
+    of six names only. One build at a time: a second call waits, and finds the work done.
+
+    version, source_hash, prefix, malloc, tls, systemd
+        See :func:`facts`.
+    source
+        Where the tarball is: ``https://``, ``http://``, ``salt://``, ``file://`` or an absolute path.
+    user
+        Unprivileged user who compiles; exists already.
+    jobs
+        Compilers at a time.
+
+    Returns a record: ``build``, ``compiled`` (bool), ``seconds`` (of this call). Raises CommandExecutionError with the
+    compiler's last lines; nothing of the new build is left then.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' redis_build.make 8.0.6 salt://files/redis-8.0.6.tar.gz source_hash=sha256=6d0a99138...
+    """
+    begun = time.monotonic()
+    build = name(version, source_hash, malloc, tls, systemd)
+    account = _account(user)
+    flags = {"version": version, "malloc": malloc, "tls": tls, "systemd": systemd}
+    with _lock():
+        _make_prefix(prefix)
+        _remove_leftovers(prefix)
+        present = _read_record(prefix, build) is not None
+        if not present:
+            _compile_and_install(build, flags, source, source_hash, prefix, account, jobs)
+    return {"build": build, "compiled": not present, "seconds": round(time.monotonic() - begun, 1)}
+
+
+def use(build: str, prefix: str = "/opt/redis", user: str = "redis-build") -> dict[str, str]:
+    """
+    Make a build the current one, once it was seen to start: what it was linked with may be gone since it was compiled.
+
+    build
+        Name of a build that is there.
+    prefix
+        Folder that holds the builds.
+    user
+        Unprivileged user who tries it; exists already.
+
+    Returns ``old`` and ``current``: names of the builds that the link pointed at before and points at now. Raises
+    CommandExecutionError when there is no such build or it does not start; the link is as it was then.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' redis_build.use 8.0.6-0123456789
+    """
+    account = _account(user)
+    with _lock():
+        old, record = current(prefix), _read_record(prefix, build)
+        if record is None:
+            raise CommandExecutionError(f"There is no build {build} in {prefix}")
+        if old != build:
+            _try_build(os.path.join(prefix, build), record, account)
+            with _failing(f"Cannot make {build} the current build in {prefix}"):
+                _symlink(build, os.path.join(prefix, _CURRENT))
+    return {"old": old, "current": current(prefix)}
+
+
+def remove(prefix: str = "/opt/redis") -> None:
+    """
+    Take away all builds of a prefix, the link to one, and the prefix if it is empty then. Files of others stay.
+
+    prefix
+        Folder that holds them; one that is not there is fine.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' redis_build.remove
+    """
+    with _lock():
+        _remove_leftovers(prefix)
+        with _failing(f"Cannot empty {prefix}"):
+            if current(prefix):
+                os.unlink(os.path.join(prefix, _CURRENT))
+            for record in builds(prefix):
+                shutil.rmtree(os.path.join(prefix, record["build"]))
+            if _entries(prefix) == []:
+                with contextlib.suppress(FileNotFoundError):
+                    os.rmdir(prefix)
+
+
+# Links to the programs -----------------------------------------------------------------------------------------------
+
+
+def links(bin_dir: str = "/usr/local/bin", prefix: str = "/opt/redis") -> dict[str, dict[str, str]]:
+    """
+    The links to Redis' programs that are not as they should be.
+
+    bin_dir
+        Folder for the links.
+    prefix
+        Folder that holds the builds.
+
+    Returns path -> ``{old, new}``: link targets, empty for a path that is not there, ``a file of others`` for one that
+    is no link into the prefix.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' redis_build.links
+    """
+    found = {path: (_link_found(path, prefix), target) for path, target in _links(bin_dir, prefix).items()}
+    return {path: {"old": old, "new": new} for path, (old, new) in found.items() if old != new}
+
+
+def link(bin_dir: str = "/usr/local/bin", prefix: str = "/opt/redis") -> None:
+    """
+    Link Redis' programs, each in one rename.
+
+    bin_dir, prefix
+        See :func:`links`.
+
+    Raises CommandExecutionError before the first one if a program of others lies where a link belongs.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' redis_build.link
+    """
+    wrong = links(bin_dir, prefix)
+    others = [path for path, change in wrong.items() if change["old"] == _OTHERS]
+    if others:
+        raise CommandExecutionError(
+            f"{', '.join(others)}: not made by this formula, so left as found; move it away, or set "
+            "redis_sidekiq:redis:bin_dir to another folder"
+        )
+    with _failing(f"Cannot link into {bin_dir}"):
+        os.makedirs(bin_dir, mode=0o755, exist_ok=True)
+        for path, change in wrong.items():
+            _symlink(change["new"], path)
+
+
+def unlink(bin_dir: str = "/usr/local/bin", prefix: str = "/opt/redis") -> None:
+    """
+    Take away the links that lead into the prefix; others stay.
+
+    bin_dir, prefix
+        See :func:`links`.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' redis_build.unlink
+    """
+    with _failing(f"Cannot remove links from {bin_dir}"):
+        for path in linked(bin_dir, prefix):
+            os.unlink(path)
+
+
+def linked(bin_dir: str = "/usr/local/bin", prefix: str = "/opt/redis") -> list[str]:
+    """
+    The links that lead into the prefix.
+
+    bin_dir, prefix
+        See :func:`links`.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' redis_build.linked
+    """
+    return [path for path in _links(bin_dir, prefix) if _link_found(path, prefix) not in ("", _OTHERS)]
+
+
+# --- below: how it is done -------------------------------------------------------------------------------------------
+
+
+def _entries(prefix: str) -> list[str]:
+    try:
+        return sorted(os.listdir(prefix))
+    except FileNotFoundError:
+        return []
+    except OSError as err:
+        raise CommandExecutionError(f"Cannot look into {prefix}: {err.strerror}") from err
+
+
+def _read_record(prefix: str, name: str) -> dict[str, Any] | None:
+    """The record of a build whose programs are as they were installed: by size, owner and mode, not by digest."""
+    folder = os.path.join(prefix, name)
+    try:
+        if name.startswith(".") or "/" in name or os.path.islink(folder):
+            return None
+        with open(os.path.join(folder, _RECORD), encoding="utf-8") as stream:
+            record = json.load(stream)
+        if record["build"] != name or set(record["programs"]) != set(PROGRAMS):
+            return None
+        for program, facts in record["programs"].items():
+            info = os.lstat(os.path.join(folder, "bin", program))
+            if not stat.S_ISREG(info.st_mode) or info.st_size != facts["size"]:
+                return None
+            if info.st_uid != 0 or info.st_mode & 0o022 or not info.st_mode & 0o001:
+                return None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return record
+
+
+def _make_prefix(prefix: str) -> None:
+    with _failing(f"Cannot make {prefix}"):
+        if not os.path.isdir(prefix):
+            os.makedirs(prefix)
+            os.chmod(prefix, 0o755)  # whatever the umask says
+        info = os.lstat(prefix)
+        if not stat.S_ISDIR(info.st_mode) or info.st_uid != 0 or info.st_mode & 0o022:
+            raise CommandExecutionError(f"{prefix} must be a folder that root owns and nobody else can write to")
+
+
+def _remove_leftovers(prefix: str) -> None:
+    """What a run that was cut off left behind; the lock says that no other is at work. rmtree follows no link."""
+    for name in _entries(prefix):
+        if name.startswith("."):
+            path = os.path.join(prefix, name)
+            with _failing(f"Cannot remove {path}"):
+                if os.path.isdir(path) and not os.path.islink(path):
+                    shutil.rmtree(path)
+                else:
+                    os.unlink(path)
+
+
+def _compile_and_install(
+    name: str, flags: dict[str, Any], source: str, source_hash: str, prefix: str, account: dict[str, Any], jobs: int
+) -> None:
+    begun = time.monotonic()
+    private = tempfile.mkdtemp(prefix=".build-", dir=prefix)
+    try:
+        # root's, with a folder in it for the unprivileged user and one for what is installed.
+        os.chmod(private, 0o711)
+        work, staged = os.path.join(private, "work"), os.path.join(private, "install")
+        os.mkdir(work, 0o700)
+        os.chown(work, account["uid"], account["gid"])
+        _unpack(_fetch(source, source_hash, work, account), work, account)
+        _compile(work, flags, account, jobs)
+        programs = _install(os.path.join(work, "src"), staged)
+        _try_build(staged, flags, account)
+        record = {
+            "build": name,
+            **flags,
+            "digest": source_hash.lower(),
+            "source": _shown(source),
+            "built": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "seconds": round(time.monotonic() - begun, 1),
+            "programs": programs,
+        }
+        _write_record(staged, record)
+        target = os.path.join(prefix, name)
+        if os.path.lexists(target):  # what has the name of a build and is none
+            os.rename(target, os.path.join(private, "replaced"))
+        os.rename(staged, target)
+        _sync_folder(prefix)
+    except OSError as err:
+        raise CommandExecutionError(f"Cannot install the build in {prefix}: {err}") from err
+    finally:
+        shutil.rmtree(private, ignore_errors=True)
+
+
+def _write_record(folder: str, record: dict[str, Any]) -> None:
+    """In a folder that nobody looks into yet."""
+    with open(os.path.join(folder, _RECORD), "x", encoding="utf-8") as stream:
+        stream.write(json.dumps(record, indent=2) + "\n")
+        stream.flush()
+        os.fchmod(stream.fileno(), 0o644)  # whatever the umask says
+        os.fsync(stream.fileno())
+    _sync_folder(folder)
+
+
+def _local_path(source: str) -> str:
+    """The path of a tarball on this host; empty for one elsewhere."""
+    if source.startswith("file://"):
+        return source[len("file://") :]
+    return source if source.startswith("/") else ""
+
+
+def _shown(source: str) -> str:
+    """A URL without a login in it."""
+    return salt.utils.url.redact_http_basic_auth(source)
+
+
+def _open_tarball(path: str, source: str) -> Any:
+    try:
+        return open(path, "rb")
+    except OSError as err:
+        raise CommandExecutionError(f"The tarball {_shown(source)} cannot be read: {err.strerror}") from err
+
+
+def _verify(stream: Any, source: str, source_hash: str, copy: Any = None) -> None:
+    """Read a tarball to its end, copy what was read, and compare the digest."""
+    algorithm, _, wanted = source_hash.rpartition("=")
+    try:
+        digest = hashlib.new(algorithm or "sha256")
+    except ValueError:
+        raise SaltInvocationError(f"{algorithm!r} is no digest known here; give sha256=HEX") from None
+    while block := stream.read(1 << 20):
+        digest.update(block)
+        if copy:
+            copy.write(block)
+    if digest.hexdigest() != wanted.lower():
+        raise CommandExecutionError(
+            f"The tarball {_shown(source)} is not the one wanted, so it was not unpacked: its {digest.name} is "
+            f"{digest.hexdigest()}, wanted is {wanted.lower()}"
+        )
+
+
+def _fetch(source: str, source_hash: str, work: str, account: dict[str, Any]) -> str:
+    """
+    The verified tarball in the build's folder. What is verified is what was copied: the file at the source may change
+    at any moment. Salt downloads to a file of another name first, so that a cut-off download is none.
+    """
+    path = _local_path(source) or _download(source, source_hash)
+    target = os.path.join(work, "tarball")
+    try:
+        with _open_tarball(path, source) as stream, open(target, "xb") as copy:
+            _verify(stream, source, source_hash, copy)
+            os.fchmod(copy.fileno(), 0o440)
+            os.fchown(copy.fileno(), 0, account["gid"])
+    except CommandExecutionError:
+        if not _local_path(source):
+            # The next run downloads anew, rather than find this copy.
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+        raise
+    return target
+
+
+def _download(source: str, source_hash: str) -> str:
+    try:
+        path = __salt__["cp.cache_file"](source, source_hash=source_hash)
+    except (MinionError, OSError) as err:
+        raise CommandExecutionError(f"The tarball {_shown(source)} cannot be fetched: {err}") from err
+    if not path:
+        raise CommandExecutionError(f"The tarball {_shown(source)} cannot be fetched: there is no such file")
+    return path
+
+
+def _unpack(tarball: str, work: str, account: dict[str, Any]) -> None:
+    argv = [_tool("tar", "tar"), "--extract", f"--file={tarball}", f"--directory={work}", "--strip-components=1"]
+    answer = __salt__["redis_sandbox.run"]([*argv, "--no-same-owner", "--no-same-permissions"], account, work, 600)
+    if answer["retcode"] != 0:
+        raise CommandExecutionError(f"The tarball cannot be unpacked:\n{_last_lines(answer['stderr'], 10)}")
+    os.unlink(tarball)
+    if not os.path.isfile(os.path.join(work, "src", "Makefile")):
+        raise CommandExecutionError("The tarball holds no Redis: there is no src/Makefile in its top folder")
+
+
+def _compile(work: str, flags: dict[str, Any], account: dict[str, Any], jobs: int) -> None:
+    switch = {True: "yes", False: "no"}
+    argv = [
+        _tool("make", "build-essential"),
+        "-C",
+        os.path.join(work, "src"),
+        f"-j{int(jobs)}",
+        f"MALLOC={flags['malloc']}",
+        f"USE_SYSTEMD={switch[flags['systemd']]}",
+        f"BUILD_TLS={switch[flags['tls']]}",
+        *PROGRAMS,
+    ]
+    answer = __salt__["redis_sandbox.run"](argv, account, work, _TIMEOUT)
+    if answer["retcode"] != 0:
+        raise CommandExecutionError(
+            f"Redis {flags['version']} does not compile. The compiler's last lines:\n"
+            + _compiler_words(answer["stdout"], answer["stderr"])
+        )
+
+
+def _compiler_words(stdout: str, stderr: str) -> str:
+    """What went wrong and how it ended: with several compilers at work, the first error is not among the last lines."""
+    lines = [line for line in (stderr or stdout).splitlines() if line.strip()]
+    errors = [at for at, line in enumerate(lines) if re.search(r"\berror\b", line, re.IGNORECASE)]
+    end = max(len(lines) - _LAST_LINES // 2, 0)
+    if not errors or errors[0] - 1 >= end:
+        return "\n".join(lines[end:])
+    first, after = max(errors[0] - 1, 0), errors[0] + 10
+    return "\n".join([*lines[first:after], *(["..."] if after < end else []), *lines[max(end, after) :]])
+
+
+def _install(source: str, staged: str) -> dict[str, dict[str, Any]]:
+    """
+    Copy the programs as root. No process of the unprivileged user is left by now, and what he made is trusted for its
+    contents alone: regular files, found without following a link.
+    """
+    if os.path.realpath(source) != os.path.abspath(source):
+        raise CommandExecutionError(f"The build made a link of {source}, so nothing of it is installed")
+    for folder in (staged, os.path.join(staged, "bin")):
+        os.mkdir(folder)
+        os.chmod(folder, 0o755)  # whatever the umask says
+    programs: dict[str, dict[str, Any]] = {}
+    twins: dict[str, str] = {}
+    for program in PROGRAMS:
+        target = os.path.join(staged, "bin", program)
+        facts = _copy_program(os.path.join(source, program), target)
+        twin = twins.setdefault(facts["sha256"], target)
+        if twin != target:  # redis-sentinel and redis-check-* are redis-server under other names
+            os.unlink(target)
+            os.link(twin, target)
+        programs[program] = facts
+    _sync_folder(os.path.join(staged, "bin"))
+    _sync_folder(staged)
+    return programs
+
+
+def _copy_program(source: str, target: str) -> dict[str, Any]:
+    name = os.path.basename(source)
+    try:
+        handle = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as err:
+        what = "is a link" if err.errno == errno.ELOOP else f"cannot be read ({err.strerror})"
+        raise CommandExecutionError(f"What the build left as {name} {what}, so nothing of it is installed") from err
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise CommandExecutionError(f"What the build left as {name} is no regular file, so nothing of it is installed")
+    with open(handle, "rb") as stream:
+        digest, size = hashlib.sha256(), 0
+        with open(target, "xb") as copy:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+                size += len(block)
+                copy.write(block)
+            copy.flush()
+            os.fchmod(copy.fileno(), 0o755)
+            os.fsync(copy.fileno())
+    return {"size": size, "sha256": digest.hexdigest()}
+
+
+def _try_build(folder: str, flags: dict[str, Any], account: dict[str, Any]) -> None:
+    """Start a build once and compare what it says of itself with what was asked for."""
+    server = os.path.join(folder, "bin", "redis-server")
+    with __salt__["redis_sandbox.folder"]("redis-build", account) as scratch:
+        try:
+            info = __salt__["redis_sandbox.boot"](server, account, scratch, _build_info, notify=flags["systemd"])
+        except CommandExecutionError as err:
+            raise CommandExecutionError(f"The Redis that was built does not start: {err}") from None
+    found = {
+        "version": info.get("redis_version", ""),
+        "malloc": info.get("mem_allocator", "").split("-")[0],
+        "tls": _needs_library(server, "libssl.so"),  # since 7.2 a server without TLS knows tls-port too
+        "systemd": flags["systemd"],  # it told so, or did not start
+    }
+    wrong = [f"its {key} is {found[key]!r}, wanted is {flags[key]!r}" for key in found if found[key] != flags[key]]
+    if wrong:
+        raise CommandExecutionError(f"The Redis that was built is another one than wanted: {'; '.join(wrong)}")
+
+
+def _build_info(client: Any) -> dict[str, Any]:
+    return client.info("server") | client.info("memory")
+
+
+def _needs_library(program: str, name: str) -> bool:
+    """Does a program name this shared library among those that it needs (its string table is in the file as it is)?"""
+    with open(program, "rb") as stream:
+        return name.encode() in stream.read()
+
+
+def _symlink(target: str, path: str) -> None:
+    """A link in one rename, so that no moment is without one."""
+    folder, base = os.path.split(path)
+    draft = os.path.join(folder, f".{base}.new")
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(draft)
+    os.symlink(target, draft)
+    os.replace(draft, path)
+    _sync_folder(folder)
+
+
+_OTHERS = "a file of others"
+
+
+def _links(bin_dir: str, prefix: str) -> dict[str, str]:
+    return {os.path.join(bin_dir, name): os.path.join(prefix, _CURRENT, "bin", name) for name in PROGRAMS}
+
+
+def _link_found(path: str, prefix: str) -> str:
+    try:
+        target = os.readlink(path)
+    except FileNotFoundError:
+        return ""
+    except OSError:
+        return _OTHERS
+    return target if target.startswith(prefix.rstrip("/") + "/") else _OTHERS
+
+
+# Accounts, commands and files
+
+
+def _account(user: str) -> dict[str, Any]:
+    account = __salt__["redis_sandbox.account"](user)
+    if account["uid"] == 0:
+        raise SaltInvocationError("Redis is not compiled as root: name an unprivileged user")
+    return account
+
+
+@contextlib.contextmanager
+def _lock() -> Iterator[None]:
+    """One call at a time; the kernel lets go of the lock when its holder dies, whatever killed it."""
+    with _failing(f"Cannot lock the builds in {_LOCK_DIR}"):
+        os.makedirs(_LOCK_DIR, mode=0o755, exist_ok=True)
+    with salt.utils.files.flopen(os.path.join(_LOCK_DIR, "redis-build.lock"), "w"):
+        yield
+
+
+def _tool(name: str, package: str) -> str:
+    found = salt.utils.path.which(name)
+    if not found:
+        raise CommandExecutionError(f"{name} is not on this host: install the package {package} first")
+    return found
+
+
+def _last_lines(text: str, count: int) -> str:
+    return "\n".join([line for line in text.splitlines() if line.strip()][-count:])
+
+
+@contextlib.contextmanager
+def _failing(sentence: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as err:
+        raise CommandExecutionError(f"{sentence}: {err}") from err
+
+
+def _sync_folder(folder: str) -> None:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

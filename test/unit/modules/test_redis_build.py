@@ -1,0 +1,201 @@
+"""The pure parts of _modules/redis_build.py: names, what a record says, what is verified, copied and linked."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+
+import pytest
+from salt.exceptions import CommandExecutionError, SaltInvocationError
+
+HASH = "sha256=" + "0" * 64
+
+
+@pytest.fixture
+def redis_build(load):
+    """The module, with the accounts of this host."""
+    module = load("_modules/redis_build.py")
+    module.__salt__ = {"redis_sandbox.account": load("_modules/redis_sandbox.py").account}
+    return module
+
+
+def test_a_builds_name_follows_what_it_is_made_of_and_nothing_else(redis_build):
+    wish = {"version": "8.0.6", "source_hash": HASH, "malloc": "jemalloc", "tls": False, "systemd": True}
+    name = redis_build.name(**wish)
+    assert re.fullmatch(r"8\.0\.6-[0-9a-f]{10}", name)
+    assert redis_build.name(**{**wish, "source_hash": HASH.upper()}) == name
+    others = [
+        {"version": "8.0.5"},
+        {"source_hash": HASH[:-1] + "1"},
+        {"malloc": "libc"},
+        {"tls": True},
+        {"systemd": False},
+    ]
+    assert len({name, *(redis_build.name(**{**wish, **other}) for other in others)}) == 6
+
+
+@pytest.fixture
+def prefix(redis_build, tmp_path):
+    """A prefix with one build, its record and six programs."""
+    folder = tmp_path / "7.0.15-abc"
+    (folder / "bin").mkdir(parents=True)
+    for program in redis_build.PROGRAMS:
+        (folder / "bin" / program).write_text("program")
+        (folder / "bin" / program).chmod(0o755)
+    programs = {program: {"size": 7, "sha256": ""} for program in redis_build.PROGRAMS}
+    (folder / "build.json").write_text(json.dumps({"build": "7.0.15-abc", "programs": programs}))
+    return tmp_path
+
+
+def spoil(folder, how):
+    program = folder / "bin" / "redis-server"
+    if how == "no record":
+        (folder / "build.json").unlink()
+    elif how == "half a record":
+        (folder / "build.json").write_text((folder / "build.json").read_text()[:40])
+    elif how == "record of another":
+        (folder / "build.json").write_text((folder / "build.json").read_text().replace("abc", "abd"))
+    elif how == "no program":
+        program.unlink()
+    elif how == "half a program":
+        program.write_text("pro")
+    elif how == "a link":
+        program.unlink()
+        program.symlink_to("redis-cli")
+    elif how == "writable":
+        program.chmod(0o777)
+    elif how == "of nobody":
+        os.chown(program, 65534, 65534)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "no record",
+        "half a record",
+        "record of another",
+        "no program",
+        "half a program",
+        "a link",
+        "writable",
+        "of nobody",
+    ],
+)
+def test_what_is_not_as_it_was_installed_is_no_build(redis_build, prefix, how):
+    assert [record["build"] for record in redis_build.builds(str(prefix))] == ["7.0.15-abc"]
+    spoil(prefix / "7.0.15-abc", how)
+    assert redis_build.builds(str(prefix)) == []
+
+
+def test_a_hidden_folder_is_a_leftover_and_no_build(redis_build, prefix):
+    (prefix / "7.0.15-abc").rename(prefix / ".build-x")
+    (prefix / "current").symlink_to("7.0.15-abc")
+    facts = redis_build.facts("7.0.15", HASH, str(prefix))
+    assert (facts["present"], facts["current"], facts["leftovers"]) == (False, "7.0.15-abc", [".build-x"])
+    assert redis_build.builds(str(prefix)) == []
+
+
+def test_builds_are_removed_and_files_of_others_stay(redis_build, prefix, tmp_path, monkeypatch):
+    monkeypatch.setattr(redis_build, "_LOCK_DIR", str(tmp_path / "lock"))
+    (prefix / "current").symlink_to("7.0.15-abc")
+    (prefix / ".build-x").mkdir()
+    (prefix / "mine").mkdir()
+    redis_build.remove(str(prefix))
+    assert sorted(os.listdir(prefix)) == ["lock", "mine"]
+    redis_build.remove(str(prefix / "not there"))
+
+
+@pytest.mark.parametrize("form", ["{}", "sha256={}", "SHA256={}"])
+def test_a_tarball_is_known_by_its_digest(redis_build, form):
+    digest = hashlib.sha256(b"tar").hexdigest()
+    copy = io.BytesIO()
+    redis_build._verify(io.BytesIO(b"tar"), "/t", form.format(digest.upper()), copy)
+    assert copy.getvalue() == b"tar"
+    with pytest.raises(CommandExecutionError) as caught:
+        redis_build._verify(io.BytesIO(b"tar!"), "https://me:sesame@example.org/t", form.format(digest))
+    assert digest in str(caught.value) and hashlib.sha256(b"tar!").hexdigest() in str(caught.value)
+    assert "sesame" not in str(caught.value)
+
+
+def test_an_unknown_digest_is_refused(redis_build):
+    with pytest.raises(SaltInvocationError, match="no digest known here"):
+        redis_build._verify(io.BytesIO(b""), "/t", "crc=00")
+
+
+def test_a_tarball_on_this_host_is_looked_at_and_no_other(redis_build, tmp_path):
+    path = tmp_path / "t.tar.gz"
+    path.write_bytes(b"tar")
+    good = "sha256=" + hashlib.sha256(b"tar").hexdigest()
+    assert "digest wanted" in redis_build.source_check(str(path), good)
+    assert "digest wanted" in redis_build.source_check(f"file://{path}", good)
+    with pytest.raises(CommandExecutionError, match="is not the one wanted"):
+        redis_build.source_check(str(path), HASH)
+    with pytest.raises(CommandExecutionError, match="No such file"):
+        redis_build.source_check(str(path) + "x", HASH)
+    assert "fetched and verified then" in redis_build.source_check("https://example.org/t.tar.gz", HASH)
+
+
+def test_the_compilers_words_have_the_error_and_the_end(redis_build):
+    noise = [f"    CC file{number}.o" for number in range(100)]
+    error = ["server.c: In function 'main':", "server.c:7:1: error: unknown type name 'this'", "    7 | this is not C;"]
+    text = redis_build._compiler_words(
+        "", "\n".join([*noise, *error, *noise, "make: *** [Makefile:1: server.o] Error 1"])
+    )
+    assert text.startswith("server.c: In function 'main':\nserver.c:7:1: error: unknown type")
+    assert text.endswith("Error 1")
+    assert len(text.splitlines()) < 40
+    assert redis_build._compiler_words("", "a\nb") == "a\nb"
+    assert redis_build._compiler_words("out", "") == "out"
+    few = "x.c:1: error: no\nmake: *** Error 1"
+    assert redis_build._compiler_words("", few) == few
+
+
+@pytest.mark.parametrize("kind", ["link", "folder", "pipe", "no file"])
+def test_only_regular_files_are_installed(redis_build, tmp_path, kind):
+    source = tmp_path / "redis-server"
+    if kind == "link":
+        source.symlink_to("/etc/shadow")
+    elif kind == "folder":
+        source.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(source)
+    with pytest.raises(CommandExecutionError, match="so nothing of it is installed"):
+        redis_build._copy_program(str(source), str(tmp_path / "copy"))
+    assert not (tmp_path / "copy").exists()
+
+
+def test_a_linked_source_folder_is_refused(redis_build, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "src").symlink_to("elsewhere")
+    with pytest.raises(CommandExecutionError, match="made a link"):
+        redis_build._install(str(tmp_path / "src"), str(tmp_path / "staged"))
+
+
+def test_root_does_not_compile(redis_build, tmp_path):
+    with pytest.raises(SaltInvocationError, match="not compiled as root"):
+        redis_build.make("7.0.15", "/t", HASH, prefix=str(tmp_path), user="root")
+
+
+# Links --------------------------------------------------------------------------------------------------------------
+
+
+def test_links_of_others_are_not_touched(redis_build, tmp_path):
+    for name in redis_build.PROGRAMS[:2]:
+        (tmp_path / name).symlink_to(f"/opt/redis/current/bin/{name}")
+    (tmp_path / "redis-sentinel").symlink_to("/opt/redis-of-mine/redis-sentinel")
+    wrong = redis_build.links(str(tmp_path))
+    assert len(wrong) == 4
+    assert wrong[str(tmp_path / "redis-sentinel")]["old"] == "a file of others"
+    assert len(redis_build.linked(str(tmp_path))) == 2
+    with pytest.raises(CommandExecutionError, match="redis-sentinel: not made by this formula"):
+        redis_build.link(str(tmp_path))
+    (tmp_path / "redis-sentinel").unlink()
+    redis_build.link(str(tmp_path))
+    assert redis_build.links(str(tmp_path)) == {}
+    (tmp_path / "redis-cli").unlink()
+    (tmp_path / "redis-cli").write_text("mine")
+    redis_build.unlink(str(tmp_path))
+    assert os.listdir(tmp_path) == ["redis-cli"]
