@@ -124,6 +124,43 @@ BUILD = Section(
     },
 )
 
+KERNEL = Section(
+    "What Redis asks of the kernel, set at once and for the next boot; what was there before is put back by "
+    "`redis_sidekiq.clean`, and by a run after `manage: false` or `null`. Where a container may not set it, the run says so "
+    "and goes on.",
+    {
+        "manage": Setting(
+            "boolean", True, "Set them? On: a snapshot that cannot fork, or connections that are dropped, come unexpected."
+        ),
+        "overcommit_memory": Setting(
+            "integer",
+            1,
+            "`vm.overcommit_memory`. 1, as Redis asks: a snapshot's fork shares its pages, and must not fail for memory "
+            "that it will not use.",
+            low=0,
+            high=2,
+            null="leave it as it is",
+        ),
+        "somaxconn": Setting(
+            "integer",
+            0,
+            "`net.core.somaxconn`, at least: the largest `tcp-backlog` of the instances counts if that is more, and what is "
+            "there is never lowered. 0: no more than the instances need.",
+            low=0,
+            high=2147483647,
+            null="leave it as it is",
+        ),
+        "transparent_hugepage": Setting(
+            "choice",
+            "madvise",
+            "Huge pages for whom? A write after a fork copies a whole one, which costs memory and time. `madvise`, as Redis "
+            "asks: none but those who ask for them; `never`: nobody.",
+            choices=("madvise", "never"),
+            null="leave it as it is",
+        ),
+    },
+)
+
 USERS = Entries(
     "Users of Redis beside the default one, by name. `redis.conf` has their passwords as digests alone. A user whom the "
     "settings do not name is deleted.",
@@ -275,6 +312,7 @@ REDIS = Section(
         "user": Setting("user", "redis", "Runs the servers and owns the data; made if it does not exist."),
         "group": Setting("user", "redis", "Group of that user; may read the config files."),
         "build": BUILD,
+        "kernel": KERNEL,
         "service_manager": Setting(
             "choice",
             "auto",
@@ -1848,7 +1886,8 @@ def _packages(wish) -> list[str]:
 def _redis(wish, reveal) -> dict[str, Any]:
     """
     ``version``, ``source``, ``source_hash`` (``sha256=HEX``), ``prefix``, ``bin_dir``, ``user``, ``group``, ``build``
-    (``user``, ``jobs`` at least 1, ``malloc``, ``tls``), ``service_manager`` (systemd or sysv), ``restart``,
+    (``user``, ``jobs`` at least 1, ``malloc``, ``tls``), ``kernel`` (name -> value, see :func:`redis_kernel.facts`),
+    ``service_manager`` (systemd or sysv), ``restart``,
     ``purge_data`` and ``instances``, a list in the order of their ports (see :func:`_instance`), with a ``restart`` each.
     """
     redis = wish["redis"]
@@ -1860,6 +1899,7 @@ def _redis(wish, reveal) -> dict[str, Any]:
         "source": redis["source"] or _releases("url")(version),
         "source_hash": redis["source_hash"] or "sha256=" + _releases("digest")(version),
         "build": {**redis["build"], "jobs": redis["build"]["jobs"] or int(__grains__.get("num_cpus") or 1)},
+        "kernel": _kernel(redis),
         "service_manager": manager,
         "instances": [
             {
@@ -1871,10 +1911,33 @@ def _redis(wish, reveal) -> dict[str, Any]:
     }
 
 
+def _kernel(redis) -> dict[str, str]:
+    """What is null, or not to be managed, is not there."""
+    kernel, backlogs = redis["kernel"], [_number(entry, "tcp-backlog", 511) for entry in redis["instances"].values()]
+    somaxconn = None if kernel["somaxconn"] is None else max([kernel["somaxconn"], *backlogs])
+    wish = {
+        "vm.overcommit_memory": kernel["overcommit_memory"],
+        "net.core.somaxconn": somaxconn,
+        "transparent_hugepage": kernel["transparent_hugepage"],
+    }
+    return {name: str(value) for name, value in wish.items() if value is not None} if kernel["manage"] else {}
+
+
+def _number(entry, directive, default) -> int:
+    """A directive's number in an instance's entry; what is none is for Redis to refuse."""
+    value = entry["directives"].get(directive, [""])[-1].strip("\"' ")
+    return int(value) if value.isdecimal() else default
+
+
+# systemd's own limit for services (DefaultLimitNOFILE), so no more than a host gives anyway. A limit is part of the unit
+# and takes a restart; with this one `maxclients` may grow far while Redis runs.
+_OPEN_FILES = 524288
+
+
 def _instance(name, entry, manager, reveal) -> dict[str, Any]:
     """
-    ``name``, ``port``, ``unit``, ``config``, ``dir``, ``bind``, ``allow_from``, ``has_password``, ``directives`` and
-    ``users``, a list of ``{name, rules}`` (see :func:`_redis_users`).
+    ``name``, ``port``, ``unit``, ``config``, ``dir``, ``bind``, ``allow_from``, ``has_password``, ``open_files`` (the most
+    that it may have open), ``directives`` and ``users``, a list of ``{name, rules}`` (see :func:`_redis_users`).
     """
     instance = {
         "name": name,
@@ -1885,6 +1948,8 @@ def _instance(name, entry, manager, reveal) -> dict[str, Any]:
         "bind": entry["bind"],
         "allow_from": entry["allow_from"],
         "has_password": bool(entry["password"]),
+        # Redis wants 32 files beside its clients (src/server.h, CONFIG_MIN_RESERVED_FDS).
+        "open_files": max(_OPEN_FILES, _number(entry, "maxclients", 10000) + 1024),
         "directives": _directives(name, entry, manager),
         "users": _redis_users(entry, reveal),
     }

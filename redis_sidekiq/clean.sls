@@ -6,3 +6,11 @@ include:
 {%- for role in settings.roles | reverse %}
   - redis_sidekiq.{{ role }}.clean
 {%- endfor %}
+
+The folder for what the roles remembered is gone, unless it holds files of others:
+  sidekiq.folder_absent:
+    - name: /var/lib/redis_sidekiq
+    - require:
+{%- for role in settings.roles | reverse %}
+      - sls: redis_sidekiq.{{ role }}.clean
+{%- endfor %}

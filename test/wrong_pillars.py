@@ -462,4 +462,23 @@ SERVICES = [
     ),
 ]
 
-WRONG_PILLARS = [*MISSPELT, *FORMS, *ROLES, *BUILDS, *INSTANCES, *USERS, *FIREWALL, *DEPLOYS, *SERVICES]
+KERNEL = [
+    (
+        "overcommit as a word",
+        redis(kernel={"overcommit_memory": "always"}),
+        [f"{REDIS}:kernel:overcommit_memory: found 'always'", "a whole number from 0 to 2"],
+    ),
+    ("a queue without places", redis(kernel={"somaxconn": -1}), [f"{REDIS}:kernel:somaxconn: found -1"]),
+    (
+        "huge pages for everybody",
+        redis(kernel={"transparent_hugepage": "always"}),
+        [f"{REDIS}:kernel:transparent_hugepage: found 'always'", "madvise, never"],
+    ),
+    (
+        "a sysctl by the kernel's own name",
+        redis(kernel={"vm.overcommit_memory": 1}),
+        [f"{REDIS}:kernel:vm.overcommit_memory: unknown key", "'overcommit_memory'"],
+    ),
+]
+
+WRONG_PILLARS = [*MISSPELT, *FORMS, *ROLES, *BUILDS, *KERNEL, *INSTANCES, *USERS, *FIREWALL, *DEPLOYS, *SERVICES]

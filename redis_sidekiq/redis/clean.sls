@@ -1,5 +1,5 @@
-{#- Takes away the services, configs, links and builds, last made first. The data stay, and with them the user who owns
-    them, unless redis_sidekiq:redis:purge_data says otherwise. #}
+{#- Takes away the services, configs, links and builds, last made first, and gives the kernel its settings back. The data
+    stay, and with them the user who owns them, unless redis_sidekiq:redis:purge_data says otherwise. #}
 {%- from "redis_sidekiq/map.jinja" import settings with context %}
 {%- set redis = settings.redis %}
 
@@ -60,6 +60,10 @@ The builds of Redis are gone from {{ redis.prefix }}:
 The user {{ redis.build.user }}, who compiled Redis, is gone:
   user.absent:
     - name: {{ redis.build.user | tojson }}
+
+The kernel has what it had before:
+  redis_kernel.managed:
+    - settings: {}
 
 {%- if redis.purge_data %}
 

@@ -1,5 +1,6 @@
-{#- Redis: the build, each instance's config, an end for instances that were dropped, and at last the running servers. #}
+{#- Redis: the kernel, the build, each instance's config, an end for instances that were dropped, and at last the running servers. #}
 include:
+  - redis_sidekiq.redis.kernel
   - redis_sidekiq.redis.build
   - redis_sidekiq.redis.config
   - redis_sidekiq.redis.dropped

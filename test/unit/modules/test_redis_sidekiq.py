@@ -362,6 +362,7 @@ def test_defaults(settle):
             "user": "redis",
             "group": "redis",
             "build": {"user": "redis-build", "jobs": 2, "malloc": "jemalloc", "tls": False},
+            "kernel": {"vm.overcommit_memory": "1", "net.core.somaxconn": "511", "transparent_hugepage": "madvise"},
             "service_manager": "systemd",
             "restart": "when_needed",
             "purge_data": False,
@@ -375,6 +376,7 @@ def test_defaults(settle):
                     "bind": ["127.0.0.1", "-::1"],
                     "allow_from": [],
                     "has_password": False,
+                    "open_files": 524288,
                     "directives": [
                         ["bind", "127.0.0.1 -::1"],
                         ["protected-mode", "yes"],
@@ -485,6 +487,24 @@ def test_restarts_are_left_to_a_person_for_all_instances_or_one(settle):
     found = settle(redis(restart="never", instances=two))["redis"]["instances"]
     assert [one["restart"] for one in found] == ["never", "when_needed"]
     assert first_instance(settle(instance(restart="never")))["restart"] == "never"
+
+
+def test_the_kernel_follows_settings_and_instances(settle):
+    def kernel(settings, *backlogs):
+        instances = {str(6379 + at): {"directives": {"tcp-backlog": value}} for at, value in enumerate(backlogs)}
+        return settle(redis(kernel=settings, instances=instances))["redis"]["kernel"]
+
+    assert kernel({})["net.core.somaxconn"] == "511" == kernel({}, 100, "no number", "-3")["net.core.somaxconn"]
+    assert kernel({}, '"600"', [10, 2048])["net.core.somaxconn"] == "2048"
+    assert kernel({"somaxconn": 5000}, 600)["net.core.somaxconn"] == "5000"
+    rest = {"overcommit_memory": None, "transparent_hugepage": "never"}
+    assert kernel({**rest, "somaxconn": None}) == {"transparent_hugepage": "never"}
+    assert kernel({"manage": False}) == {}
+
+
+def test_open_files_suffice_for_the_clients(settle):
+    files = [first_instance(settle(instance(directives={"maxclients": n})))["open_files"] for n in (1, 500000, 600000)]
+    assert files == [524288, 524288, 601024]
 
 
 def test_maps_merge_and_lists_replace(settle):
