@@ -46,6 +46,8 @@ _SECRETS = ("masterauth", "sentinel", "tls-client-key-file-pass", "tls-key-file-
 # Which server it follows is decided while it runs, by REPLICAOF and by Sentinel: a run that put it back would undo a
 # failover.
 _NOT_COMPARED = ("replicaof", *_SECRETS)
+_RESERVED = 32  # files that Redis wants beside its clients' (src/server.h, CONFIG_MIN_RESERVED_FDS)
+_CAP_SYS_RESOURCE = 24  # capabilities(7), linux/capability.h
 # With enable-protected-configs Redis would change these while it runs, and then not find its data at the next start.
 _BY_RESTART = ("dbfilename", "dir")
 # Redis' words for a directive that stays as it was at the start; what the current build says of it may not be true of
@@ -288,7 +290,7 @@ def _compare(client: Any, wish: dict[str, Any], record: dict[str, Any]) -> dict[
     wished = _wished(wish, record)
     names = _comparable(wished.keys() & running.keys(), running, server, wish)
     found = {name: (running[name], wished[name]) for name in sorted(names) if running[name] != wished[name]}
-    entries = _entries(found, {*record["fixed"], *_BY_RESTART})
+    entries = _entries(found, {*record["fixed"], *_BY_RESTART, *_beyond_limits(found, server)})
     return {"directives": entries | _late(record.get("unseen", {}), server), "unasked": ""}
 
 
@@ -297,16 +299,37 @@ def _comparable(names: set[str], running: dict[str, str], server: dict[str, Any]
     if _runs_another_build(server, wish):
         return names & named
     # Redis lowers what it takes by default to what its limit of open files allows (src/server.c, adjustOpenFilesLimit).
-    limited = _open_files(server) < int(_FROM_TEXT["maxclients"]) + 32
+    limited = _open_files(server) < int(_FROM_TEXT["maxclients"]) + _RESERVED
     return names - {"maxclients"} if limited and "maxclients" not in named else names
+
+
+def _beyond_limits(found: dict[str, tuple[str, str]], server: dict[str, Any]) -> list[str]:
+    """More clients than the process may open files: its limit is its unit's, and a new one comes with the next start."""
+    wished = found.get("maxclients", ("", ""))[1]
+    needed = int(wished) + _RESERVED if wished.isdecimal() else 0
+    return ["maxclients"] if _open_files(server) < needed <= _most_files() else []
 
 
 def _open_files(server: dict[str, Any]) -> float:
     """The most files that a server may open."""
+    return _limit(server.get("process_id"))
+
+
+def _most_files() -> float:
+    """What the host's first process can give another: as much as the kernel has, or as itself (setrlimit(2))."""
     with (
         contextlib.suppress(OSError, ValueError, IndexError),
-        open(f"/proc/{server.get('process_id')}/limits") as stream,
+        open("/proc/1/status") as status,
+        open("/proc/sys/fs/nr_open") as kernel,
     ):
+        capabilities = int([line.split()[1] for line in status if line.startswith("CapEff:")][0], 16)
+        return float(kernel.read()) if capabilities >> _CAP_SYS_RESOURCE & 1 else _limit(1)
+    return 0
+
+
+def _limit(pid: Any) -> float:
+    """A process's limit of open files."""
+    with contextlib.suppress(OSError, ValueError, IndexError), open(f"/proc/{pid}/limits") as stream:
         found = [line.split() for line in stream if line.startswith("Max open files")]
         return float(found[0][4].replace("unlimited", "inf"))
     return float("inf")

@@ -17,6 +17,8 @@ from salt.exceptions import CommandExecutionError
 from test.functional.conftest import REDIS
 
 BASE = [["supervised", "no"], ["daemonize", "no"], ["pidfile", '""'], ["logfile", '""'], ["appendonly", "yes"]]
+with open("/proc/sys/fs/nr_open") as kernel:
+    MOST_FILES = int(kernel.read())
 CHANGED = {
     "maxmemory": "1gb",
     "maxmemory-policy": "allkeys-lru",
@@ -223,14 +225,26 @@ def test_test_mode_keeps_nothing(instance):
 def test_one_that_redis_refuses_keeps_no_other_from_being_set(instance):
     instance.start()
     # The judging server lowers it to what it can have, and so it lands.
-    many = resource.prlimit(instance.process.pid, resource.RLIMIT_NOFILE)[1] + 1000
-    instance.say({"hz": "20", "maxclients": str(many)})
+    instance.say({"hz": "20", "maxclients": str(MOST_FILES + 1000)})
     instance.write()
     record = instance.config.apply("1")
     assert record["set"] == ["hz"] and set(record["failed"]) == {"maxclients"}
     assert "not able to handle" in record["failed"]["maxclients"]
     ret = instance.state.live("1")
     assert ret["result"] is False and "not able to handle" in ret["comment"]
+
+
+def test_more_clients_than_the_process_may_have_files_take_a_restart(instance):
+    instance.start()
+    resource.prlimit(instance.process.pid, resource.RLIMIT_NOFILE, (1500, 1500))
+    instance.say({"hz": "20", "maxclients": "1469"})
+    instance.write()
+    assert instance.config.drift("1")["directives"]["maxclients"]["live"] is False
+    record = instance.config.apply("1")
+    assert (record["set"], record["restart"], record["failed"]) == (["hz"], ["maxclients"], {})
+    # More than anybody could give is for Redis to refuse.
+    instance.say({"maxclients": str(MOST_FILES + 1000)})
+    assert instance.config.drift("1")["directives"]["maxclients"]["live"] is True
 
 
 @pytest.mark.parametrize("wish", ["no", "yes"])
