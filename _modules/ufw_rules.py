@@ -52,6 +52,7 @@ ANY = {"4": "0.0.0.0/0", "6": "::/0"}
 RULES = {"4": "/etc/ufw/user.rules", "6": "/etc/ufw/user6.rules"}
 DEFAULTS = "/etc/default/ufw"
 CONF = "/etc/ufw/ufw.conf"
+PROC_SYS = "/proc/sys"
 RECORD = "/var/lib/redis_sidekiq/firewall.json"
 LOCK = "/run/redis_sidekiq-ufw.lock"
 UFW_LOCK = "/run/ufw.lock"
@@ -873,6 +874,8 @@ def _write_record(root, facts):
     if os.path.exists(path):
         return
     record = {key: facts[key] for key in ("enabled", "incoming", "outgoing")}
+    if not root and not facts["enabled"]:
+        record["sysctls"] = {name: _kernel_setting(name) for name in _sysctls()}
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with salt.utils.atomicfile.atomic_open(path, "w") as file:
         file.write(json.dumps(record) + "\n")
@@ -889,6 +892,41 @@ def _read_record(root):
             f"{RECORD} is damaged ({exc}): write what UFW was before into it, "
             'like {"enabled": true, "incoming": "deny", "outgoing": "allow"}'
         ) from exc
+
+
+def _sysctls():
+    """Setting of the kernel -> value, as ufw-init gives it when UFW is switched on; nothing takes it back then."""
+    path = _assignments(_read(DEFAULTS)).get("IPT_SYSCTL", "")
+    found = re.findall(r"^\s*([\w./-]+)\s*=\s*(\S+)\s*$", _read(path) if path else "", re.MULTILINE)
+    return {name if "/" in name else name.replace(".", "/"): value for name, value in found}
+
+
+def _kernel_setting(name):
+    """Its value now; empty where the kernel has none."""
+    try:
+        return _read(f"{PROC_SYS}/{name}").strip()
+    except OSError:
+        return ""
+
+
+def _old_sysctls(record):
+    """What is still as ufw-init made it and was otherwise before, in the form of a state's ``changes``."""
+    before, made = record.get("sysctls", {}), _sysctls()
+    now = {name: _kernel_setting(name) for name in before}
+    return {
+        name: {"old": now[name], "new": old}
+        for name, old in before.items()
+        if old and now[name] == made.get(name) and now[name] != old
+    }
+
+
+def _put_back_sysctls(changes):
+    for name, change in changes.items():
+        try:
+            with salt.utils.files.fopen(f"{PROC_SYS}/{name}", "w") as file:
+                file.write(change["new"])
+        except OSError as exc:
+            raise CommandExecutionError(f"The kernel does not take {change['new']!r} for {name}: {exc.strerror}") from exc
 
 
 def _complete_files(root, facts):
@@ -1166,7 +1204,8 @@ def _way_back(root):
         lines = [line for line in facts["lines"] if line not in gone]
         changes = {**_changes({**facts, "lines": lines}, kept, policies, before["enabled"]), **changes}
     if record:
-        changes["record"] = f"{RECORD} removed"
+        sysctls = {} if root or before["enabled"] else _old_sysctls(record)
+        changes = {**changes, **({"sysctls": sysctls} if sysctls else {}), "record": f"{RECORD} removed"}
     if changes.get("enabled", {}).get("new"):
         _refuse_lockout([line for line in facts["lines"] if line not in gone], policies, sshd_ports())
     return changes, kept, before
@@ -1181,8 +1220,9 @@ def _needed_for_ssh(lines, incoming):
 
 def withdraw(root=""):
     """
-    Take our rules out and put back what was before our first change. If UFW was off then, it is switched off first. If
-    it was on, it is on again at the end, and the rules without which sshd could not be reached stay.
+    Take our rules out and put back what was before our first change. If UFW was off then, it is switched off first, and
+    what it set in the kernel when it came on is put back, unless somebody changed that since. If it was on, it is on
+    again at the end, and the rules without which sshd could not be reached stay.
 
     root
         A private copy of UFW's files, see :func:`status`.
@@ -1204,6 +1244,7 @@ def withdraw(root=""):
             facts = _facts(root)
             if _on(facts) and (facts["gaps"] or not before["enabled"]):
                 _switch_off(root)
+            _put_back_sysctls(changes.get("sysctls", {}))
             _complete_files(root, facts)
             _set_policies(root, {key: before[key] for key in DIRECTIONS})
             _delete(root, [line for line in _files(root)["lines"] if line.ours and line not in kept])

@@ -139,6 +139,7 @@ def _sentence(changes):
         old, new = changes["enabled"]["old"], changes["enabled"]["new"]
         parts.append(f"put in force again ({old})" if isinstance(old, str) else f"switched {'on' if new else 'off'}")
     parts += [f"{path} written anew, it was cut off" for path in changes.get("files", [])]
+    parts += [f"{name} {one['old']} -> {one['new']}" for name, one in changes.get("sysctls", {}).items()]
     parts += [changes["record"]] if "record" in changes else []
     return "; ".join(parts)
 
