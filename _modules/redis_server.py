@@ -361,6 +361,40 @@ def restart(instance: str) -> dict[str, Any]:
     return record
 
 
+def exchange(instance: str, plan: Any, **kwargs: Any) -> dict[str, Any]:
+    """
+    Stop an instance, let another module put other data in the place of its own, start it and prove them. If that fails,
+    the old data are put back and served. One that does not come up with the data it has is stopped as it is.
+
+    instance
+        Name of the instance in the settings.
+    plan
+        An object with the functions ``prepare()`` (before the stop), ``put()``, ``undo()`` (also after half a ``put``)
+        and ``proof(info)``, which returns what is wrong with the server that has started, or nothing.
+
+    Returns a record as :func:`restart` does. Raises SaltInvocationError over Salt's bus and on a command line.
+
+    CLI Example:
+
+    .. code-block:: python
+
+        record = __salt__["redis_server.exchange"]("6379", plan)
+    """
+    if kwargs or not hasattr(plan, "put"):
+        raise SaltInvocationError("Data are exchanged by other modules; see redis_backup.restore")
+    redis = _settings(reveal=True)
+    wish = _instance(instance, redis)
+    with _procedure(wish) as record:
+        with _step(record, "look"):
+            old = record["old"] = _ready_to_start(wish, redis)
+        with _step(record, "prepare"):
+            plan.prepare()
+        notes = _exchange(record, wish, redis, old, plan)
+        sentence = f"{wish['unit']} serves, pid {record['new']['pid']}"
+        _done(record, "; ".join([sentence, *notes]), new=record["new"])
+    return record
+
+
 def session(instance: str, hold: bool = True, **kwargs: Any) -> contextlib.AbstractContextManager[Any]:
     """
     A connection to a running instance, for the formula's other modules: how to get in is known here alone.
@@ -877,6 +911,51 @@ def _land(record: dict[str, Any], wish: dict[str, Any], redis: dict[str, Any], o
                 undo()
             raise
     return notes
+
+
+def _exchange(
+    record: dict[str, Any], wish: dict[str, Any], redis: dict[str, Any], old: dict[str, Any], plan: Any
+) -> list[str]:
+    """Stop, put, start and prove; back to the old data if that fails. Returns what there is to say about the stop."""
+    notes, failed = [], ""
+    try:
+        if old["active"] == "active":
+            notes = _land(record, wish, redis, old)
+        elif old["active"] not in ("inactive", "failed"):
+            # It fails and starts again and again: what it cannot load it has not changed.
+            with _step(record, "stop"):
+                _stop(wish, redis)
+        record.pop("keys", None)
+        _put_and_prove(record, wish, redis, old, plan)
+    except CommandExecutionError as err:
+        failed = str(err)
+    # Whatever went wrong, the server must not stay down.
+    if _service_facts(wish, redis)["active"] in ("inactive", "failed"):
+        try:
+            _launch(record, wish, redis, old)
+        except CommandExecutionError as err:
+            raise CommandExecutionError(f"{failed}\nThen, with the data as they were: {err}") from err
+    if failed:
+        raise CommandExecutionError(failed)
+    return notes
+
+
+def _put_and_prove(
+    record: dict[str, Any], wish: dict[str, Any], redis: dict[str, Any], old: dict[str, Any], plan: Any
+) -> None:
+    try:
+        with _step(record, "put"):
+            plan.put()
+        _launch(record, wish, redis, old)
+        wrong = plan.proof(record["new"]["info"])
+        if wrong:
+            raise CommandExecutionError(f"{wish['unit']} {wrong}")
+    except CommandExecutionError as err:
+        with _step(record, "undo"):
+            if _service_facts(wish, redis)["active"] not in ("inactive", "failed"):
+                _stop(wish, redis)
+            plan.undo()
+        raise CommandExecutionError(f"{err}\nThe data as they were before are back in their place") from err
 
 
 def _start(wish: dict[str, Any], redis: dict[str, Any], old: dict[str, Any], asked: float) -> None:

@@ -196,6 +196,53 @@ USERS = Entries(
     },
 )
 
+BACKUP = Section(
+    "Backups of each instance: verified snapshots in a folder of their own, made by a timer that needs neither Salt nor "
+    "its master.",
+    {
+        "enabled": Setting(
+            "boolean", False, "Make them? Off: they take space that only you know to be there, and time to look after."
+        ),
+        "keep": Setting("integer", 7, "How many snapshots stay; a week of daily ones.", low=1, high=1000),
+        "at": Setting(
+            "calendar",
+            "daily",
+            "When, as systemd writes it (`OnCalendar`); daily, since AOF and save points guard against a crash. With "
+            "`service_manager: sysv` one of hourly, daily, weekly, monthly.",
+            example="*-*-* 03:30",
+        ),
+        "delay": Setting(
+            "integer",
+            3600,
+            "Up to so much later, each host always at its own moment, so that not all of them write at once.",
+            low=0,
+            high=86400,
+            unit="s",
+        ),
+        "dir": Setting(
+            "own folder",
+            "/var/backups/redis",
+            "Holds a folder `PORT` for each instance. It is root's: who breaks into Redis can neither read nor delete "
+            "them. Best a file system that the data are not on.",
+        ),
+    },
+)
+
+_AS_ABOVE = "as `redis:backup` says"
+BACKUP_OF_INSTANCE = Section(
+    "The same settings for this instance alone; what is left out is as `redis:backup` says. None of them: "
+    "`backup: {enabled: false}`.",
+    {
+        name: setting._replace(
+            default=None,
+            null=_AS_ABOVE,
+            why=f"As `backup:{name}` above.",
+            example={"enabled": False, "keep": 14, "at": "hourly", "delay": 60, "dir": "/srv/backups/redis"}[name],
+        )
+        for name, setting in BACKUP.parts.items()
+    },
+)
+
 INSTANCES = Entries(
     "One Redis server per port, `/etc/redis/PORT.conf` and `/var/redis/PORT`. A new one stands beside the default one; "
     "`6379: null` takes that away.",
@@ -268,6 +315,7 @@ INSTANCES = Entries(
             null="as `redis:restart` says",
             example="never",
         ),
+        "backup": BACKUP_OF_INSTANCE,
         "directives": Setting(
             "directives",
             {},
@@ -332,6 +380,7 @@ REDIS = Section(
             False,
             "Does `redis_sidekiq.clean` delete `/var/redis/PORT` too? Off: a way back must not cost the jobs.",
         ),
+        "backup": BACKUP,
         "instances": INSTANCES,
     },
 )
@@ -1154,6 +1203,25 @@ def _read_own_folder(value: str) -> str:
     return value
 
 
+_CALENDAR_WORDS = (
+    *("minutely", "hourly", "daily", "weekly", "monthly"),
+    *("quarterly", "semiannually", "yearly", "annually"),
+)
+CRON_TIMES = ("hourly", "daily", "weekly", "monthly")  # what cron can do too
+
+
+def _read_calendar(value: str) -> str:
+    """What systemd.time(7) calls a calendar event, as far as that can be seen; systemd itself is asked before it counts."""
+    value = value.strip()
+    if re.fullmatch(r"(?:[\d*,/-]+ ){4}[\w*,/-]+", value) or value.startswith("@"):
+        raise Wrong("that is cron's form; every day at 3:30 is '*-*-* 03:30'")
+    if value.isalpha() and value not in _CALENDAR_WORDS:
+        raise Wrong(f"the words are {', '.join(_CALENDAR_WORDS)}")
+    if not re.search(r"[\d*]|[a-z]{5}", value):
+        raise Wrong
+    return value
+
+
 def _read_user(value: str) -> str:
     if value == "root":
         raise Wrong("nothing here runs as root")
@@ -1289,6 +1357,9 @@ KINDS = {
     "redis user or empty": _or_empty(_redis_user),
     "acl rule": _text(
         "a rule like ~jobs:*, +@read or -keys, or a selector in brackets", r"[^\s\x00-\x1f\x7f\"'\\]+|\(.*\)", _read_acl_rule
+    ),
+    "calendar": _text(
+        "a time as systemd writes it, like daily or Mon..Fri 03:30", r"[A-Za-z0-9*:,./~+ -]{1,100}", _read_calendar
     ),
     "save": _text("'SECONDS CHANGES', two whole numbers like '300 100'", r"[1-9]\d* [1-9]\d*"),
     "rule name": _text("a name of letters, digits, _, - and .", r"[A-Za-z0-9_.-]{1,64}"),
@@ -1560,6 +1631,38 @@ def _users_may_do_something(wish, problems):
             problems.add(path, "holds the password itself; leave that out")
 
 
+def _backup(wish, port) -> dict[str, Any]:
+    """What ``redis:backup`` and the instance say together."""
+    own = wish["redis"]["instances"][port]["backup"]
+    return {name: own[name] if own[name] is not None else value for name, value in wish["redis"]["backup"].items()}
+
+
+def _backups_lie_apart(wish, problems):
+    """`backup:dir` lies neither in Redis' own folders nor where files are lost at a boot."""
+    away = ["/dev", "/etc/redis", "/proc", "/run", "/sys", "/tmp", "/var/redis", "/var/run", wish["redis"]["prefix"]]
+    places = {f"{R}:backup:dir": wish["redis"]["backup"]["dir"]}
+    for port, entry in wish["redis"]["instances"].items():
+        places[f"{R}:instances:{port}:backup:dir"] = entry["backup"]["dir"]
+    for path, folder in places.items():
+        inside = [other for other in away if folder and other and f"{folder}/".startswith(f"{other}/")]
+        if inside and not problems.at(path):
+            problems.add(path, f"found {folder!r}, which lies in {inside[0]}; take a folder that is neither Redis' own "
+                         "nor emptied at a boot")
+
+
+def _backups_suit_the_service_manager(wish, problems):
+    """With `service_manager: sysv` cron makes the backups, so `backup:at` is hourly, daily, weekly or monthly."""
+    manager = wish["redis"]["service_manager"]
+    if problems.at(f"{R}:service_manager") or (manager == "auto" and _booted_by_systemd()) or manager == "systemd":
+        return
+    for port, entry in wish["redis"]["instances"].items():
+        own = f"{R}:instances:{port}:backup"
+        path = f"{R}:backup:at" if entry["backup"]["at"] is None else f"{own}:at"
+        backup = _backup(wish, port)
+        if backup["enabled"] and not problems.at(path, own) and backup["at"] not in CRON_TIMES:
+            problems.add(path, f"found {backup['at']!r}; allowed without systemd: {', '.join(CRON_TIMES)}")
+
+
 def _redis_is_not_open_to_everybody(wish, problems):
     """No instance's port is open to anywhere: neither by `allow_from` nor by a rule of the firewall."""
     for name, entry in wish["redis"]["instances"].items():
@@ -1765,6 +1868,8 @@ RULES = (
     _beyond_loopback_is_guarded,
     _users_are_behind_a_password,
     _users_may_do_something,
+    _backups_lie_apart,
+    _backups_suit_the_service_manager,
     _redis_is_not_open_to_everybody,
     _tls_is_compiled_in,
     _rules_suit_ufw,
@@ -1887,8 +1992,8 @@ def _redis(wish, reveal) -> dict[str, Any]:
     """
     ``version``, ``source``, ``source_hash`` (``sha256=HEX``), ``prefix``, ``bin_dir``, ``user``, ``group``, ``build``
     (``user``, ``jobs`` at least 1, ``malloc``, ``tls``), ``kernel`` (name -> value, see :func:`redis_kernel.facts`),
-    ``service_manager`` (systemd or sysv), ``restart``,
-    ``purge_data`` and ``instances``, a list in the order of their ports (see :func:`_instance`), with a ``restart`` each.
+    ``service_manager`` (systemd or sysv), ``restart``, ``purge_data``, ``backup`` and ``instances``, a list in the order of their ports (see :func:`_instance`), with a
+    ``restart`` and a ``backup`` each (``enabled``, ``keep``, ``at``, ``delay``, ``dir``: its own folder).
     """
     redis = wish["redis"]
     version, manager = redis["version"], redis["service_manager"]
@@ -1905,6 +2010,7 @@ def _redis(wish, reveal) -> dict[str, Any]:
             {
                 **_instance(name, redis["instances"][name], manager, reveal),
                 "restart": redis["instances"][name]["restart"] or redis["restart"],
+                "backup": _backup_of(wish, name),
             }
             for name in sorted(redis["instances"], key=int)
         ],
@@ -1932,6 +2038,11 @@ def _number(entry, directive, default) -> int:
 # systemd's own limit for services (DefaultLimitNOFILE), so no more than a host gives anyway. A limit is part of the unit
 # and takes a restart; with this one `maxclients` may grow far while Redis runs.
 _OPEN_FILES = 524288
+
+
+def _backup_of(wish, name) -> dict[str, Any]:
+    backup = _backup(wish, name)
+    return {**backup, "dir": os.path.join(backup["dir"], name)}
 
 
 def _instance(name, entry, manager, reveal) -> dict[str, Any]:

@@ -41,6 +41,13 @@ def user(secrets=("x",), preset="sidekiq", **settings) -> dict:
     return instance(password="y", users={"app": {"passwords": list(secrets), "preset": preset, **settings}})
 
 
+BACKUP = f"{REDIS}:backup"
+
+
+def backup(**settings) -> dict:
+    return redis(backup=settings)
+
+
 # Bound beyond loopback, and otherwise right.
 OPEN = {"bind": ["127.0.0.1", "10.0.0.5"], "password": "long-and-random"}
 
@@ -54,7 +61,7 @@ MISSPELT = [
         redis(maxmemory="1gb"),
         [f"{REDIS}:maxmemory: unknown", f"{REDIS}:instances:PORT:maxmemory"],
     ),
-    ("a key that resembles nothing", redis(zzz=1), [f"{REDIS}:zzz: unknown key", "known here: bin_dir, build"]),
+    ("a key that resembles nothing", redis(zzz=1), [f"{REDIS}:zzz: unknown key", "known here: backup, bin_dir"]),
     ("nothing to take away", rules(htpp=None), [f"{RULES}:htpp: found null", "ssh, http, https"]),
 ]
 
@@ -229,6 +236,33 @@ INSTANCES = [
         "TLS that is not compiled in",
         instance(directives={"tls-port": 6390}),
         [f"{INSTANCE}:directives:tls-port: ", "tls: true"],
+    ),
+]
+
+BACKUPS = [
+    ("a misspelt time of a backup", backup(at="dayly"), [f"{BACKUP}:at: found 'dayly'", "the words are minutely, hourly"]),
+    ("a backup's time as cron has it", backup(at="30 3 * * *"), [f"{BACKUP}:at: found", "cron's form", "*-*-* 03:30"]),
+    ("a backup's time as cron's word", backup(at="@daily"), [f"{BACKUP}:at: found '@daily'", "a time as systemd"]),
+    ("a backup's time that is a number", backup(at=3), [f"{BACKUP}:at: found 3", "write it in quotes"]),
+    ("no backup kept", backup(keep=0), [f"{BACKUP}:keep: found 0", "from 1 to 1000"]),
+    ("backups switched on in quotes", backup(enabled="yes"), [f"{BACKUP}:enabled: found 'yes'", "without quotes"]),
+    ("a relative folder for backups", backup(dir="backups"), [f"{BACKUP}:dir: found 'backups'", "an absolute path"]),
+    ("backups in a folder of others", backup(dir="/var/lib"), [f"{BACKUP}:dir: found '/var/lib'", "others live in it"]),
+    ("backups among the data", backup(dir="/var/redis/6379/backups"), [f"{BACKUP}:dir: found", "lies in /var/redis"]),
+    ("backups among the builds", backup(dir="/opt/redis/backups"), [f"{BACKUP}:dir: found", "lies in /opt/redis"]),
+    ("backups that a boot deletes", backup(dir="/run/backups"), [f"{BACKUP}:dir: found", "lies in /run"]),
+    (
+        "an instance's backups among the data",
+        instance(backup={"dir": "/var/redis/backups"}),
+        [f"{INSTANCE}:backup:dir: found", "lies in /var/redis"],
+    ),
+    ("a list for a backup", instance(backup=["daily"]), [f"{INSTANCE}:backup: found a list", "a map"]),
+    ("false for a backup", instance(backup=False), [f"{INSTANCE}:backup: found true or false", "a map"]),
+    ("null for a backup's time", backup(at=None), [f"{BACKUP}:at: found nothing (null)", "leave the key out"]),
+    (
+        "a time that cron does not know",
+        redis(service_manager="sysv", backup={"enabled": True, "at": "*-*-* 03:30"}),
+        [f"{BACKUP}:at: found '*-*-* 03:30'", "without systemd: hourly, daily"],
     ),
 ]
 
@@ -481,4 +515,4 @@ KERNEL = [
     ),
 ]
 
-WRONG_PILLARS = [*MISSPELT, *FORMS, *ROLES, *BUILDS, *KERNEL, *INSTANCES, *USERS, *FIREWALL, *DEPLOYS, *SERVICES]
+WRONG_PILLARS = [*MISSPELT, *FORMS, *ROLES, *BUILDS, *KERNEL, *INSTANCES, *BACKUPS, *USERS, *FIREWALL, *DEPLOYS, *SERVICES]

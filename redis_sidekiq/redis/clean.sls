@@ -1,10 +1,26 @@
 {#- Takes away the services, configs, links and builds, last made first, and gives the kernel its settings back. The data
-    stay, and with them the user who owns them, unless redis_sidekiq:redis:purge_data says otherwise. #}
+    stay, and with them the user who owns them, and the backups, unless redis_sidekiq:redis:purge_data says otherwise. #}
 {%- from "redis_sidekiq/map.jinja" import settings with context %}
 {%- set redis = settings.redis %}
 
 include:
   - redis_sidekiq.redis.dropped
+
+No instance of Redis is backed up:
+  redis_backup.only:
+    - keep: []
+
+The program that backed up Redis is gone:
+  file.absent:
+    - name: /usr/local/lib/redis_sidekiq/redis_backup.py
+    - require:
+      - redis_backup: No instance of Redis is backed up
+
+The folder of that program is gone, unless it holds files of others:
+  sidekiq.folder_absent:
+    - name: /usr/local/lib/redis_sidekiq
+    - require:
+      - file: The program that backed up Redis is gone
 
 {%- for instance in redis.instances %}
 
@@ -34,6 +50,7 @@ The data of Redis instance {{ instance.name }} are gone:
     - names:
       - {{ instance.dir | tojson }}
       - /var/log/redis/{{ instance.name }}.log
+      - {{ instance.backup.dir | tojson }}
     - require:
       - file: {{ instance.config }} is gone
 {%- endif %}
@@ -67,7 +84,7 @@ The kernel has what it had before:
 
 {%- if redis.purge_data %}
 
-{%- for path in ["/var/redis", "/var/log/redis"] %}
+{%- for path in ["/var/redis", "/var/log/redis", redis.backup.dir] %}
 
 {{ path }} is gone, unless it holds files of others:
   sidekiq.folder_absent:

@@ -1,7 +1,8 @@
-{#- Redis: the kernel, the build, each instance's config, an end for instances that were dropped, and at last the running servers. #}
+{#- Redis: the kernel, the build, each instance's config, an end for instances that were dropped, the running servers, and backups. #}
 include:
   - redis_sidekiq.redis.kernel
   - redis_sidekiq.redis.build
   - redis_sidekiq.redis.config
   - redis_sidekiq.redis.dropped
   - redis_sidekiq.redis.service
+  - redis_sidekiq.redis.backup

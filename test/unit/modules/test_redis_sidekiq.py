@@ -366,6 +366,7 @@ def test_defaults(settle):
             "service_manager": "systemd",
             "restart": "when_needed",
             "purge_data": False,
+            "backup": {"enabled": False, "keep": 7, "at": "daily", "delay": 3600, "dir": "/var/backups/redis"},
             "instances": [
                 {
                     "name": "6379",
