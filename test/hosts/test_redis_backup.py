@@ -7,12 +7,10 @@ import pytest
 
 from test.hosts import app
 from test.hosts.harness.host import Host, HostError
-from test.hosts.lab import apply_locally, salt_call, wait_for
-from test.hosts.redis_lab import IMAGES, SERVES, changed, configure, fill, pid
+from test.hosts.lab import apply_locally, put_pillar, redis_version, salt_call, tarball, wait_for
+from test.hosts.redis_lab import SERVES, changed, configure
 
-PROGRAM = "/usr/local/lib/redis_sidekiq/redis_backup.py"
 FOLDER = "/var/backups/redis/6379"
-DATA = "/var/redis/6379"
 TIMER, SERVICE = "redis_6379_backup.timer", "redis_6379_backup.service"
 BACKED_UP = "Redis instance 6379 is backed up"
 HAS_FOLDER = "Redis instance 6379 has a folder for its backups"
@@ -23,8 +21,8 @@ SNAPSHOTS = {"appendonly": False}
 NOTHING = {"appendonly": False, "save": []}
 
 
-def names(host: Host) -> list[str]:
-    return host.run(["ls", "-A", FOLDER]).stdout.split()
+def names(host: Host, port: str = "6379") -> list[str]:
+    return host.run(["ls", "-A", f"/var/backups/redis/{port}"]).stdout.split()
 
 
 def ask(host: Host, *words: str) -> str:
@@ -41,20 +39,11 @@ def ready(host: Host, instance: dict | None = None, **backup) -> None:
     apply_locally(host).assert_ok()
 
 
-def backup(host: Host) -> dict:
-    return salt_call(host, "redis_backup.backup", "6379")
-
-
-def restore(host: Host, name: str) -> dict:
-    return salt_call(host, "redis_backup.restore", "6379", name)
-
-
 # The timer -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("image", IMAGES)
-def test_a_timer_makes_backups_and_keeps_the_newest(redis_host, image):
-    host = redis_host(image)
+def test_a_timer_makes_backups_and_keeps_the_newest(redis_host):
+    host = redis_host()
     configure(host, {"password": SECRET})
     apply_locally(host).assert_ok()
     configure(host, {"password": SECRET}, backup={"enabled": True, "keep": 2})
@@ -125,167 +114,218 @@ def test_timers_go_with_their_instance_and_with_clean_and_cron_takes_over(redis_
 
 # A restore drill -----------------------------------------------------------------------------------------------------
 
+PORTS = {"6379": {}, "6380": {"appendonly": False}, "6381": {"appendonly": False, "save": []}}
 
-@pytest.mark.parametrize("image", IMAGES)
-@pytest.mark.parametrize("instance", [{}, SNAPSHOTS, NOTHING], ids=["AOF", "snapshots", "neither"])
-def test_a_backup_brings_back_what_was_lost(redis_host, image, instance):
-    host = redis_host(image)
-    ready(host, instance)
-    fill(host)
-    app.redis(host, "set", "short", "lived", "px", "50")
-    record = backup(host)
-    assert record["keys"] in (300, 301) and record["removed"] == [] and names(host) == [record["path"].split("/")[-1]]
+
+class Drill:
+    """One instance of a host that has one of each kind, with backups switched on and 300 keys."""
+
+    def __init__(self, host: Host, port: str):
+        self.host, self.port, self.data = host, port, f"/var/redis/{port}"
+        self.folder = f"/var/backups/redis/{port}"
+        self.ask("flushall")
+        host.run(["sh", "-c", f"rm -rf {self.data}/before-restore-* {self.folder}/*"])
+        keys = "".join(f"set key:{number} {'x' * 1000}\n" for number in range(300))
+        host.run(["redis-cli", "-p", port], input=keys)
+        assert self.keys() == 300
+
+    def ask(self, *words: str) -> str:
+        return self.host.run(["redis-cli", "-p", self.port, *words]).stdout.strip()
+
+    def keys(self) -> int:
+        return int(self.ask("dbsize"))
+
+    def pid(self) -> str:
+        return app.main_pid(self.host, f"redis_{self.port}")
+
+    def backup(self) -> dict:
+        return salt_call(self.host, "redis_backup.backup", self.port)
+
+    def restore(self, name: str) -> dict:
+        return salt_call(self.host, "redis_backup.restore", self.port, name)
+
+    def leftovers(self) -> str:
+        return self.host.run(["find", self.data, "-name", "*restore*"]).stdout
+
+
+@pytest.fixture(scope="module")
+def drills(module_hosts, masterless):
+    """Return a function of (port, image) that gives a drill; the host is one for all of them."""
+    made: dict[str, Host] = {}
+
+    def drill(port: str = "6379", image: str = "bookworm") -> Drill:
+        if image not in made:
+            made[image] = host = module_hosts(f"drill-{image}", image=masterless(image).image)
+            redis = {**tarball(redis_version(image)), "backup": NOW, "instances": PORTS}
+            put_pillar(host, {"redis_sidekiq": {"roles": ["redis"], "redis": redis}})
+            apply_locally(host).assert_ok()
+        return Drill(made[image], port)
+
+    return drill
+
+
+@pytest.mark.parametrize(
+    "port, image", [("6379", "bookworm"), ("6380", "bookworm"), ("6381", "bookworm"), ("6379", "trixie")]
+)
+def test_a_backup_brings_back_what_was_lost(drills, port, image):
+    drill = drills(port, image)
+    host = drill.host
+    drill.ask("set", "short", "lived", "px", "50")
+    record = drill.backup()
+    assert record["keys"] in (300, 301) and record["removed"] == []
     # A start loads no snapshot that only a backup asked for.
-    assert host.exists(f"{DATA}/dump.rdb") == (instance is not NOTHING)
+    assert host.exists(f"{drill.data}/dump.rdb") == (port != "6381")
 
-    app.redis(host, "flushall")
-    app.redis(host, "set", "after", "the accident")
-    before = pid(host)
-    found = restore(host, names(host)[0])
-    assert found["result"] and found["kept"].startswith(f"{DATA}/before-restore-"), found
-    assert pid(host) != before and app.redis(host, "get", "key:299") == "x" * 1000
-    assert app.redis(host, "exists", "after", "short") == "0" and app.redis(host, "dbsize") == "300"
+    drill.ask("flushall")
+    drill.ask("set", "after", "the accident")
+    before = drill.pid()
+    found = drill.restore(record["path"].rpartition("/")[2])
+    assert found["result"] and found["kept"].startswith(f"{drill.data}/before-restore-"), found
+    assert drill.pid() != before and drill.ask("get", "key:299") == "x" * 1000
+    assert drill.ask("exists", "after", "short") == "0" and drill.keys() == 300
     assert host.run(["stat", "-c", "%U %a", found["kept"]]).stdout.split() == ["redis", "700"]
-    assert host.run(["find", DATA, "-not", "-user", "redis"]).stdout == ""
-    apply_locally(host).assert_unchanged()
+    assert host.run(["find", drill.data, "-not", "-user", "redis"]).stdout == ""
 
     # It goes on from there, and the data as they were are whole too.
-    app.redis(host, "set", "later", "1")
-    assert salt_call(host, "redis_server.restart", "6379")["result"]
-    assert app.redis(host, "dbsize") == "301"
-    app.redis(host, "bgrewriteaof")
-    if "appendonly" not in instance:
-        host.run(["sh", "-c", f"systemctl stop redis_6379 && rm -r {DATA}/appendonlydir && "
-                  f"cp -a {found['kept']} {DATA}/appendonlydir && systemctl start redis_6379"])
-        assert app.redis(host, "get", "after") == "the accident"
+    drill.ask("set", "later", "1")
+    assert salt_call(host, "redis_server.restart", port)["result"]
+    assert drill.keys() == 301
+    apply_locally(host).assert_unchanged()
+    if port == "6379":
+        folder = f"{drill.data}/appendonlydir"
+        host.run(["systemctl", "stop", "redis_6379"])
+        host.run(["rm", "-r", folder])
+        host.run(["cp", "-a", found["kept"], folder])
+        host.run(["systemctl", "start", "redis_6379"])
+        assert drill.ask("get", "after") == "the accident"
 
 
-def test_a_backup_that_is_broken_is_refused_and_nothing_stops(redis_host):
-    host = redis_host()
-    ready(host)
-    fill(host)
-    name = backup(host)["path"].split("/")[-1]
-    host.run(["sh", "-c", f"printf X | dd of={FOLDER}/{name} bs=1 seek=5000 conv=notrunc status=none"])
-    before = pid(host)
-    found = restore(host, name)
+def test_a_backup_that_is_broken_is_refused_and_nothing_stops(drills):
+    drill = drills()
+    host, path = drill.host, drill.backup()["path"]
+    host.run(["sh", "-c", f"printf X | dd of={path} bs=1 seek=5000 conv=notrunc status=none"])
+    before = drill.pid()
+    found = drill.restore(path)
     assert found["result"] is False and "redis-check-rdb does not accept" in found["comment"]
     with pytest.raises(HostError, match="does not accept"):
-        salt_call(host, "redis_backup.verify", "6379", name)
-    for wrong in ("../../../etc/shadow", f"{DATA}/dump.rdb", "dump-20200101T000000Z.rdb"):
+        salt_call(host, "redis_backup.verify", "6379", path)
+    manifest = f"{drill.data}/appendonlydir/appendonly.aof.manifest"
+    for wrong in ("../../../etc/shadow", manifest, "dump-20200101T000000Z.rdb"):
         with pytest.raises(HostError, match="neither the name|of root's|No such file"):
-            restore(host, wrong)
-    assert pid(host) == before and app.redis(host, "dbsize") == "300"
-    assert host.run(["find", DATA, "-name", "*restore*"]).stdout == ""
+            drill.restore(wrong)
+    assert drill.pid() == before and drill.keys() == 300 and drill.leftovers() == ""
 
 
-def test_a_server_that_cannot_load_its_data_gets_those_of_the_backup(redis_host):
-    host = redis_host()
-    ready(host)
-    fill(host)
-    name = backup(host)["path"].split("/")[-1]
-    script = f"systemctl kill -s KILL redis_6379; for f in {DATA}/appendonlydir/*; do echo broken > $f; done"
-    host.run(["sh", "-c", script])
-    wait_for(lambda: shown(host, "redis_6379", "SubState") == "auto-restart", 20, "it fails")
-    assert restore(host, name)["result"]
-    assert app.redis(host, "dbsize") == "300"
+def test_a_server_that_cannot_load_its_data_gets_those_of_the_backup(drills):
+    drill = drills()
+    path = drill.backup()["path"]
+    broken = f"for f in {drill.data}/appendonlydir/*; do echo broken > $f; done"
+    drill.host.run(["sh", "-c", f"systemctl kill -s KILL redis_6379; {broken}"])
+    wait_for(lambda: shown(drill.host, "redis_6379", "SubState") == "auto-restart", 20, "it fails")
+    found = drill.restore(path)
+    assert found["result"] and drill.keys() == 300, found
+    apply_locally(drill.host).assert_unchanged()
+
+
+def test_restored_data_that_do_not_come_up_give_way_to_the_old_ones(drills):
+    """The server that starts has other keys than it should: here, because the checker lies."""
+    drill = drills()
+    host, path = drill.host, drill.backup()["path"]
+    drill.ask("set", "since", "1")
+    check = "/opt/redis/current/bin/redis-check-rdb"
+    host.run(["mv", check, "/root/check"])
+    host.write(check, '#!/bin/sh\necho "[info] 9999 keys read"\nexit 0\n', mode=0o755)
+    # Of another size, the build would be none any more.
+    host.run(["truncate", "-s", host.run(["stat", "-c", "%s", "/root/check"]).stdout.strip(), check])
+    found = drill.restore(path)
+    host.run(["mv", "/root/check", check])
+    assert found["result"] is False and "loaded 300 keys, the backup has 9999" in found["comment"], found["comment"]
+    assert "back in their place" in found["comment"] and found["kept"] == ""
+    assert (drill.keys(), drill.ask("get", "since")) == (301, "1") and drill.leftovers() == ""
+    drill.ask("set", "more", "1")
+    assert salt_call(host, "redis_server.restart", "6379")["result"] and drill.keys() == 302
     apply_locally(host).assert_unchanged()
 
 
-# What goes wrong -----------------------------------------------------------------------------------------------------
+# What cuts a restore off ---------------------------------------------------------------------------------------------
 
-
-def test_a_full_disk_leaves_the_old_backups_and_no_draft(redis_host):
-    host = redis_host()
-    ready(host)
-    host.run(["mount", "-t", "tmpfs", "-o", "size=40m,mode=0700", "tmpfs", FOLDER])
-    fill(host)
-    backup(host)
-    old = names(host)
-    host.run(["dd", "if=/dev/zero", f"of={FOLDER}/others", "bs=1M", "count=30", "status=none"])
-    assert host.run(["systemctl", "start", SERVICE], check=False).returncode != 0
-    assert "MiB are needed: make room" in host.run(["journalctl", "-u", SERVICE, "-o", "cat", "--no-pager"]).stdout
-    assert names(host) == [*old, "others"]
-    host.run(["rm", f"{FOLDER}/others"])
-    host.run(["systemctl", "start", SERVICE])
-    assert len(names(host)) == 2
-
-
-@pytest.mark.parametrize("instance", [{}, SNAPSHOTS], ids=["AOF", "snapshots"])
-def test_wherever_a_restore_is_cut_off_a_start_finds_whole_data(redis_host, instance):
-    """The step that changes files is killed at its first, second and so on call to the file system, until none is left."""
-    host = redis_host()
-    ready(host, instance)
-    fill(host)
-    path = backup(host)["path"]
-    app.redis(host, "set", "since", "1")
-    place = ["--folder=appendonlydir", "appendonly.aof"] if "appendonly" not in instance else ["--folder=", "dump.rdb"]
-    who = [f"--dir={DATA}", "--user=redis", "--group=redis"]
-    calls = "mkdir,linkat,link,rename,renameat,renameat2,unlink,fsync,openat"
-    script = f"""
-import subprocess, sys, time
-def redis(*words): return subprocess.run(["redis-cli", *words], capture_output=True, text=True).stdout.strip()
-def run(*words): return subprocess.run(words, capture_output=True, text=True)
-program = ["/usr/bin/python3", "-I", "-B", {PROGRAM!r}]
+# Puts a backup in the place of the data again and again, and is killed at its first call to the file system, its second
+# and so on, until nothing is left to be cut off. What Redis has when it is started after that is written down.
+CUTS = """
+import json, subprocess, sys
+port, path, *place = sys.argv[1:]
+unit, data = "redis_" + port, "/var/redis/" + port
+who = ["--dir=" + data, "--user=redis", "--group=redis"]
+calls = "mkdir,link,linkat,rename,renameat,renameat2,unlink,unlinkat,fsync"
+def run(*words):
+    return subprocess.run(words, capture_output=True, text=True)
+def redis(*words):
+    return run("redis-cli", "-p", port, *words).stdout.strip()
+def program(act, *words):
+    return ["/usr/bin/python3", "-I", "-B", "/usr/local/lib/redis_sidekiq/redis_backup.py", act, *who, *words]
 found = []
-for number in range(1, 99):
-    run("systemctl", "stop", "redis_6379")
-    run(*program, "stage", *{who!r}, "--check=/opt/redis/current/bin/redis-check-rdb", {path!r}).check_returncode()
-    cut = ["strace", "-qq", "-o", "/dev/null", "-e", "inject={calls}:signal=KILL:when=%d"]
-    cut[-1] %= number + 60
-    done = run(*cut, *program, "put", *{who!r}, f"--aside=before-restore-20260101T0000{{number:02}}Z", *{place!r})
-    run("systemctl", "start", "redis_6379").check_returncode()
-    found.append((redis("dbsize"), redis("exists", "since"), redis("get", "key:299")[:3]))
-    if done.returncode == 0: break
+for number in range(1, 60):
+    run("systemctl", "stop", unit).check_returncode()
+    run(*program("stage", "--check=/opt/redis/current/bin/redis-check-rdb", path)).check_returncode()
+    cut = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={calls}"]
+    cut += ["-e", f"inject={calls}:signal=KILL:when={number}"]
+    done = run(*cut, *program("put", f"--aside=before-restore-20260101T0000{number:02}Z", *place))
+    run("systemctl", "start", unit).check_returncode()
+    found.append([redis("dbsize"), redis("exists", "since"), redis("get", "key:299")[:3]])
+    if done.returncode == 0:
+        break
     redis("set", "since", "1")
-print(found, number)
+print(json.dumps(found))
 """
-    told = host.run(["python3", "-c", script], timeout=300).stdout
-    states = {state for state in eval(told.rpartition(" ")[0])}  # noqa: S307 (our own script's)
-    assert states == {("301", "1", "xxx"), ("300", "0", "xxx")}, told
-    assert int(told.split()[-1]) > 8, told
-    assert restore(host, path)["result"] and app.redis(host, "dbsize") == "300"
-    assert host.run(["find", DATA, "-name", ".*restore*"]).stdout == ""
 
 
-def test_after_a_power_cut_in_a_restore_the_host_serves_whole_data(redis_host):
-    host = redis_host()
-    ready(host)
-    fill(host)
-    name = backup(host)["path"].split("/")[-1]
-    app.redis(host, "set", "since", "1")
+@pytest.mark.parametrize(
+    "port, place", [("6379", ["--folder=appendonlydir", "appendonly.aof"]), ("6380", ["--folder=", "dump.rdb"])]
+)
+def test_wherever_a_restore_is_cut_off_a_start_finds_whole_data(drills, port, place):
+    drill = drills(port)
+    path = drill.backup()["path"]
+    drill.ask("set", "since", "1")
+    told = drill.host.run(["python3", "-c", CUTS, port, path, *place], timeout=300).stdout
+    found = [tuple(each) for each in json.loads(told)]
+    assert set(found) == {("301", "1", "xxx"), ("300", "0", "xxx")} and len(found) > 6, found
+    assert drill.restore(path)["result"] and drill.keys() == 300
+    assert drill.host.run(["find", drill.data, "-name", ".*restore*"]).stdout == ""
+
+
+def test_after_a_power_cut_in_a_restore_the_host_serves_whole_data(drills):
+    drill = drills()
+    host, path = drill.host, drill.backup()["path"]
+    drill.ask("set", "since", "1")
     host.run(["sleep", "1.5"])  # appendfsync everysec
-    running = host.popen(["salt-call", "--local", "redis_backup.restore", "6379", name])
-    wait_for(lambda: host.run(["sh", "-c", f"ls -d {DATA}/.restore.rdb {DATA}/before-restore-*"], check=False).stdout, 60,
-             "the restore is under way")
+    running = host.popen(["salt-call", "--local", "redis_backup.restore", "6379", path])
+    wait_for(drill.leftovers, 60, "the restore is under way")
     host.power_cut()
     running.wait(30)
     host.start()
-    wait_for(lambda: app.redis(host, "ping") == "PONG", 30, "Redis serves")
-    assert (app.redis(host, "dbsize"), app.redis(host, "exists", "since")) in [("301", "1"), ("300", "0")]
-    assert restore(host, name)["result"] and app.redis(host, "dbsize") == "300"
+    wait_for(lambda: host.run(["redis-cli", "ping"], check=False).stdout == "PONG\n", 30, "Redis serves")
+    assert (drill.keys(), drill.ask("exists", "since")) in [(301, "1"), (300, "0")]
+    assert drill.restore(path)["result"] and drill.keys() == 300
     apply_locally(host).assert_unchanged()
 
 
-def test_restored_data_that_do_not_come_up_give_way_to_the_old_ones(redis_host):
-    """The checker passes the backup, but the server that starts has other keys: here, because its program lies."""
-    host = redis_host()
-    ready(host)
-    fill(host)
-    name = backup(host)["path"].split("/")[-1]
-    app.redis(host, "set", "since", "1")
-    lie = '#!/bin/sh\necho "[info] 9999 keys read"\n'
-    build = host.run(["readlink", "-f", "/opt/redis/current"]).stdout.strip()
-    host.run(["mv", f"{build}/bin/redis-check-rdb", "/root/check"])
-    host.write(f"{build}/bin/redis-check-rdb", lie, mode=0o755)
-    found = restore(host, name)
-    host.run(["mv", "/root/check", f"{build}/bin/redis-check-rdb"])
-    assert found["result"] is False and "loaded 300 keys, the backup has 9999" in found["comment"]
-    assert "back in their place" in found["comment"] and found["kept"] == ""
-    assert (app.redis(host, "dbsize"), app.redis(host, "get", "since")) == ("301", "1")
-    assert host.run(["find", DATA, "-name", "*restore*"]).stdout == ""
-    app.redis(host, "set", "more", "1")
-    assert salt_call(host, "redis_server.restart", "6379")["result"] and app.redis(host, "dbsize") == "302"
-    apply_locally(host).assert_unchanged()
+# What cuts a backup off ----------------------------------------------------------------------------------------------
+
+
+def test_a_full_disk_leaves_the_old_backups_and_no_draft(drills):
+    drill = drills("6380")
+    host, service = drill.host, "redis_6380_backup.service"
+    host.run(["mount", "-t", "tmpfs", "-o", "size=40m,mode=0700", "tmpfs", drill.folder])
+    drill.backup()
+    old = names(host, "6380")
+    host.run(["dd", "if=/dev/zero", f"of={drill.folder}/others", "bs=1M", "count=30", "status=none"])
+    assert host.run(["systemctl", "start", service], check=False).returncode != 0
+    assert "MiB are needed: make room" in host.run(["journalctl", "-u", service, "-o", "cat", "--no-pager"]).stdout
+    assert names(host, "6380") == [*old, "others"] and drill.ask("set", "x", "1") == "OK"
+    host.run(["rm", f"{drill.folder}/others"])
+    host.run(["systemctl", "start", service])
+    assert len(names(host, "6380")) == 2
+    host.run(["umount", drill.folder])
 
 
 def test_a_backup_needs_no_salt_and_shows_no_password(redis_host):
