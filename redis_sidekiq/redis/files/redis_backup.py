@@ -364,7 +364,8 @@ def check(program: str, handle: int, user: str, group: str) -> int | None:
     )
     words = done.stdout.decode("utf-8", "replace")
     if done.returncode != 0:
-        told = "; ".join([line.strip() for line in words.splitlines() if line.strip()][-3:])
+        lines = [line.strip() for line in words.partition("RDB ERROR DETECTED ---")[2].splitlines() if line.strip()]
+        told = (lines or words.split("\n")[-2:])[0]
         raise Failed(f"redis-check-rdb does not accept the snapshot, so it is not used: {told}")
     found = re.search(r"(\d+) keys read", words)
     return int(found[1]) if found else None
