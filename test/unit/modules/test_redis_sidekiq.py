@@ -397,6 +397,13 @@ def test_defaults(settle):
                     ],
                     "users": [],
                     "restart": "when_needed",
+                    "backup": {
+                        "enabled": False,
+                        "keep": 7,
+                        "at": "daily",
+                        "delay": 3600,
+                        "dir": "/var/backups/redis/6379",
+                    },
                 }
             ],
         },
@@ -451,6 +458,18 @@ def test_defaults(settle):
             ],
         },
     }
+
+
+def test_an_instance_says_its_own_of_backups_and_takes_the_rest(settle):
+    backup = {"enabled": True, "keep": 3, "dir": "/srv/backups"}
+    own = {"6379": {"backup": {"keep": 9, "at": "hourly"}}, "6380": {"backup": {"enabled": False}}, "6381": {"backup": None}}
+    pillar = {"redis_sidekiq": {"redis": {"backup": backup, "instances": own}}}
+    found = [one["backup"] for one in settle(pillar)["redis"]["instances"]]
+    assert found == [
+        {"enabled": True, "keep": 9, "at": "hourly", "delay": 3600, "dir": "/srv/backups/6379"},
+        {"enabled": False, "keep": 3, "at": "daily", "delay": 3600, "dir": "/srv/backups/6380"},
+        {"enabled": True, "keep": 3, "at": "daily", "delay": 3600, "dir": "/srv/backups/6381"},
+    ]
 
 
 def test_two_calls_share_nothing(settle):
