@@ -1,4 +1,5 @@
-{#- Redis: the kernel, the build, each instance's config, an end for instances that were dropped, the running servers, and backups. #}
+{#- Redis: the kernel, the build, each instance's config, an end for instances that were dropped, the running servers, and
+    backups. #}
 include:
   - redis_sidekiq.redis.kernel
   - redis_sidekiq.redis.build
