@@ -38,6 +38,9 @@ _FROM_TEXT = {
     "pidfile": "",
     "port": "6379",
     "supervised": "no",
+    "tls-ca-cert-file": "",
+    "tls-cert-file": "",
+    "tls-key-file": "",
     "unixsocket": "",
     "unixsocketperm": "0",
 }
@@ -290,8 +293,20 @@ def _compare(client: Any, wish: dict[str, Any], record: dict[str, Any]) -> dict[
     wished = _wished(wish, record)
     names = _comparable(wished.keys() & running.keys(), running, server, wish)
     found = {name: (running[name], wished[name]) for name in sorted(names) if running[name] != wished[name]}
-    entries = _entries(found, {*record["fixed"], *_BY_RESTART, *_beyond_limits(found, server)})
+    late = {*_beyond_limits(found, server), *_not_yet(running, wished, server, wish)}
+    entries = _entries(found, {*record["fixed"], *_BY_RESTART, *late})
     return {"directives": entries | _late(record.get("unseen", {}), server), "unasked": ""}
+
+
+def _not_yet(running: dict[str, str], wished: dict[str, str], server: dict[str, Any], wish: dict[str, Any]) -> set[str]:
+    """
+    What CONFIG SET could change, but not before a restart that is due: the plain port goes when the socket is there by
+    which the formula comes in then, and a build without TLS may know its directives and take none of them.
+    """
+    late = {"port"} if wished["port"] == "0" and running.get("unixsocket") != wished["unixsocket"] else set()
+    if _runs_another_build(server, wish):
+        late |= {name for name in wished if name.startswith("tls-")}
+    return late
 
 
 def _comparable(names: set[str], running: dict[str, str], server: dict[str, Any], wish: dict[str, Any]) -> set[str]:

@@ -62,7 +62,7 @@ def facts(instance: str) -> dict[str, Any]:
     instance
         Name of the instance: its port.
 
-    Returns ``name``, ``port``, ``unit``, ``config``, ``dir``, ``bind``, ``password`` (always empty), ``directives`` (a
+    Returns ``name``, ``port``, ``unit``, ``config``, ``dir``, ``bind``, ``socket``, ``tls`` (its ``port``), ``password`` (always empty), ``directives`` (a
     list of ``[name, value]`` without secrets) and ``files`` (see :func:`found`); {} for one that this formula did not
     make. Raises CommandExecutionError when its config cannot be read.
 
@@ -86,6 +86,8 @@ def facts(instance: str) -> dict[str, Any]:
         "config": config,
         "dir": said.get("dir", f"/var/redis/{name}"),
         "bind": said.get("bind", "127.0.0.1 -::1").split(),
+        "socket": said.get("unixsocket", ""),
+        "tls": {"port": int(said["tls-port"])} if "tls-port" in said else {},
         "password": "",
         "directives": directives,
         "files": files,
@@ -140,6 +142,8 @@ def remove(instance: str, purge_data: bool = False) -> str:
         said += [sentence] if "was stopped" in sentence else []
     try:
         _unlink(os.path.join(_RECORDS, f"redis_{name}.json"))
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(os.path.join(_CONFIGS, "tls", name))
         if purge_data:
             for path in data_folders(name):
                 shutil.rmtree(path) if os.path.isdir(path) and not os.path.islink(path) else _unlink(path)

@@ -48,6 +48,7 @@ _MEANING = 2  # part of a meaning's key: raise it when the same config shall be 
 _UNIT_DIR = "/etc/systemd/system"
 _INIT_DIR = "/etc/init.d"
 _RC_LINKS = "/etc/rc?.d"
+_TLS_DIR = "/etc/redis/tls"
 _LOCK_DIR = "/run/redis_sidekiq"
 _QUIET = 30.0  # s for a server to listen after its start; 0.05 s is usual, more on a host that is busy
 _REDIS_TIMEOUT = 10.0  # s for each answer from Redis: it is late on a host whose cores all compile
@@ -80,7 +81,8 @@ def config_diff(name: str, instance: str) -> dict[str, Any]:
         Name of the instance in the settings: its port.
 
     Returns {} when it is right, else some of ``diff`` (unified, secrets blotted out), ``password`` (set, changed or
-    removed), ``users`` (only their passwords changed), ``mode`` and ``owner`` (``{old, new}``).
+    removed), ``users`` (only their passwords changed), ``certificate`` (see :func:`redis_tls.placed`), ``mode`` and
+    ``owner`` (``{old, new}``).
 
     CLI Example:
 
@@ -101,6 +103,8 @@ def config_diff(name: str, instance: str) -> dict[str, Any]:
         diff["password"] = "changed" if old and new else "set" if new else "removed"
     elif is_now != text and not diff:
         diff["users"] = "passwords changed"
+    if _has_certificate(wish) and (change := __salt__["redis_tls.placed"](instance)):
+        diff["certificate"] = change
     for key, want in (("mode", "0640"), ("owner", f"root:{redis['group']}")):
         if found and found[key] != want:
             diff[key] = {"old": found[key], "new": want}
@@ -135,10 +139,15 @@ def config_check(instance: str) -> str:
             f"instance {instance}, or write - before it if the host may do without"
         )
     account = __salt__["redis_sandbox.account"](redis["user"], redis["group"])
+    _refuse_folder(wish, account)
+    if wish.get("tls"):
+        __salt__["redis_tls.check"](instance)
     with _lock(wish["unit"], _STOP), __salt__["redis_sandbox.folder"](wish["unit"], account) as folder:
         candidate = os.path.join(folder, "redis.conf")
         # Redis enters `dir` while it reads the file, and must not come near the data.
         elsewhere = [[name, folder if name == "dir" else value] for name, value in wish["directives"]]
+        if wish.get("tls"):
+            elsewhere = __salt__["redis_tls.lend"](instance, folder, account["gid"], elsewhere)
         _write(candidate, _config_text({**wish, "directives": elsewhere}), 0o640, account["gid"])
         words = {"config": candidate, "password": wish["password"]}
         try:
@@ -146,6 +155,8 @@ def config_check(instance: str) -> str:
             meaning = __salt__["redis_sandbox.boot"](binary, account, folder, _config_values, **words)
         except CommandExecutionError as err:
             said = _blot(str(err), wish["password"]).replace(candidate, wish["config"])
+            for file, source in wish.get("tls", {}).get("sources", {}).items():
+                said = said.replace(os.path.join(folder, file), source)
             raise CommandExecutionError(f"Redis {redis['version']} refuses the config: {said}") from None
     key = _config_key(wish, build)
     __context__.setdefault("redis_server.meanings", {})[key] = {"key": key, **meaning}
@@ -210,7 +221,11 @@ def config_write(name: str, instance: str) -> str:
         __context__.setdefault("redis_server.passwords", {})[instance] = before
     # First, so that no config is in place whose lines nobody knows the age of.
     __salt__["redis_config.remember"](instance)
+    if wish.get("tls"):
+        __salt__["redis_tls.place"](instance)
     _write(name, _config_text(wish), 0o640, _group_id(redis["group"]))
+    if _has_certificate(wish) and not wish.get("tls"):
+        __salt__["redis_tls.remove"](instance)
     return sentence
 
 
@@ -717,6 +732,30 @@ def _blot(text: str, *passwords: str) -> str:
     return text
 
 
+def _has_certificate(wish: dict[str, Any]) -> bool:
+    return bool(wish.get("tls")) or os.path.isdir(os.path.join(_TLS_DIR, wish["name"]))
+
+
+def _refuse_folder(wish: dict[str, Any], account: dict[str, Any]) -> None:
+    """The server that judges a config has its socket elsewhere, so the folder of this one is looked at here."""
+    folder = wish.get("socket_folder")
+    if not folder:
+        return
+    try:
+        info = os.stat(folder)
+    except OSError as err:
+        raise CommandExecutionError(
+            f"Redis could not make its socket: {folder}: {err.strerror}; make that folder first, or set unixsocket of "
+            f"the instance {wish['name']} to true"
+        ) from None
+    mine = 0o300 if info.st_uid == account["uid"] else 0o030 if info.st_gid == account["gid"] else 0o003
+    if not stat.S_ISDIR(info.st_mode) or info.st_mode & mine != mine:
+        raise CommandExecutionError(
+            f"Redis could not make its socket: {folder} is no folder that {account['name']} may write to; change that, or "
+            f"set unixsocket of the instance {wish['name']} to true"
+        )
+
+
 def _missing_addresses(bind: list[str]) -> list[str]:
     """Addresses that an instance must have and that this host does not."""
     missing = []
@@ -1191,20 +1230,51 @@ def _connect(wish: dict[str, Any]) -> Any:
     older ones, with that of the file, or the one that the file had before this run; without one. None: the server
     takes none of them.
     """
+    nobody = None
+    for door in _doors(wish):
+        client, answers = _enter(door, wish)
+        if answers:
+            return client
+        nobody = nobody or client
+    return nobody
+
+
+def _enter(door: dict[str, Any], wish: dict[str, Any]) -> tuple[Any, bool]:
+    """A client, None if each password is refused; and whether somebody answers there."""
     redis = _redis_package()
     for password in _passwords(wish):
-        client = _client(host=_host(wish["bind"]), port=wish["port"], password=password)
+        client = _client(**door, password=password)
         try:
             client.ping()
         except redis.AuthenticationError:
             client.close()
             continue
+        except redis.ConnectionError as err:
+            return client, isinstance(err, redis.BusyLoadingError)
         except redis.RedisError as err:
             if str(err).startswith("NOAUTH"):
                 client.close()
                 continue
-        return client
-    return None
+        return client, True
+    return None, True
+
+
+def _doors(wish: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """
+    Where a server may be asked: as the settings say, and as it may still run by older ones. By TLS without looking at
+    its certificate: it is at an address of this host, and the CA of the settings may be that of its clients alone.
+    """
+    host, tls = _host(wish["bind"]), wish.get("tls") or {}
+    if wish["port"]:
+        yield {"host": host, "port": wish["port"]}
+    for path in dict.fromkeys([wish.get("socket"), f"/run/{wish['unit']}/redis.sock"]):
+        if path and os.path.exists(path):
+            yield {"unix_socket_path": path}
+    if not wish["port"]:
+        yield {"host": host, "port": int(wish["name"])}
+    text = _file_facts(wish["config"]).get("text", "")
+    for port in {tls.get("port"), *map(int, re.findall(r"^tls-port (\d+)$", text, re.MULTILINE))} - {None, 0}:
+        yield {"host": host, "port": port, "ssl": True, "ssl_cert_reqs": "none", "ssl_check_hostname": False}
 
 
 def _passwords(wish: dict[str, Any]) -> Iterator[str]:

@@ -118,8 +118,10 @@ BUILD = Section(
         ),
         "tls": Setting(
             "boolean",
-            False,
-            "Compile TLS in. Off because nothing listens beyond loopback unless told to; it adds OpenSSL.",
+            None,
+            "Compile TLS in. Not by itself: it adds OpenSSL.",
+            null="where an instance has `tls:port`",
+            example=True,
         ),
     },
 )
@@ -158,6 +160,81 @@ KERNEL = Section(
             choices=("madvise", "never"),
             null="leave it as it is",
         ),
+    },
+)
+
+_CERTIFICATE = {
+    "cert": Setting(
+        "path or empty",
+        "",
+        "A PEM file on the host: the server's certificate, and those between it and its CA. Redis reads a copy, so only "
+        "root has to read this file, and one that was renewed is taken over, without a restart, by the next run.",
+        example="/etc/letsencrypt/live/redis.example.com/fullchain.pem",
+    ),
+    "key": Setting(
+        "path or empty",
+        "",
+        "The PEM file with its private key, without a passphrase.",
+        example="/etc/letsencrypt/live/redis.example.com/privkey.pem",
+    ),
+    "ca": Setting(
+        "path or empty",
+        "",
+        "The PEM file with the CAs whose clients, and whose masters and replicas, Redis believes.",
+        example="/etc/ssl/redis-ca.pem",
+    ),
+    "cert_pem": Setting("certificate or empty", "", "In place of `cert`: the text itself."),
+    "key_pem": Setting(
+        "private key or empty",
+        "",
+        "In place of `key`: the text itself. It goes into a file that root and Redis alone can read.",
+        secret=True,
+    ),
+    "ca_pem": Setting("certificate or empty", "", "In place of `ca`: the text itself."),
+    "auth_clients": Setting(
+        "choice",
+        "no",
+        "Has a client to show a certificate of that CA? Not by default: clients come in by password, by TLS too.",
+        choices=("no", "optional", "yes"),
+    ),
+    "replication": Setting("boolean", False, "Does Redis speak TLS with its master? Off, as upstream has it."),
+    "protocols": Setting(
+        "list of choice",
+        ["TLSv1.2", "TLSv1.3"],
+        "Versions of TLS; upstream's own.",
+        choices=("TLSv1.2", "TLSv1.3"),
+        least=1,
+        example=["TLSv1.3"],
+    ),
+}
+_SHARED = "as `redis:tls` says"
+
+TLS = Section("TLS for all instances; each opens a port for it by its own `tls:port`.", _CERTIFICATE)
+
+INSTANCE_TLS = Section(
+    "TLS for this instance. What it does not say is as `redis:tls` says; a certificate and its key belong together.",
+    {
+        "port": Setting(
+            "integer",
+            None,
+            "The port for TLS, beside the plain one.",
+            low=1024,
+            high=65535,
+            null="no TLS",
+            example=6390,
+        ),
+        "plain": Setting(
+            "boolean",
+            True,
+            "Is the plain port open too? On, until all clients have moved. Without it the formula itself comes in by a "
+            "unix socket, which is made then.",
+        ),
+        **{
+            name: setting._replace(
+                default=None, null=_SHARED, example=setting.default if setting.example is None else setting.example
+            )
+            for name, setting in _CERTIFICATE.items()
+        },
     },
 )
 
@@ -272,10 +349,33 @@ INSTANCES = Entries(
             example=["the-one-until-today"],
         ),
         "users": USERS,
+        "tls": INSTANCE_TLS,
+        "unixsocket": Setting(
+            "socket",
+            False,
+            "A unix socket for clients on this host: `true` is `/run/redis_PORT/redis.sock`, or a path in a folder that "
+            "is there. Off: nobody needs it by default. A change takes a restart.",
+            example=True,
+        ),
+        "unixsocket_group": Setting(
+            "user or empty",
+            "",
+            "Whose members may connect by `/run/redis_PORT/redis.sock`, beside root and Redis' user. Nobody by default; "
+            "not the group of Redis itself, which may read its passwords.",
+            example="deploy",
+        ),
+        "unixsocket_perm": Setting(
+            "choice",
+            None,
+            "Mode of the socket.",
+            choices=("700", "770", "777"),
+            null="`770` with `unixsocket_group`, else `700`",
+            example="777",
+        ),
         "allow_from": Setting(
             "list of network",
             [],
-            "Who may reach this port through the firewall. Nobody by default; never everybody.",
+            "Who may reach this port, and that of TLS, through the firewall. Nobody by default; never everybody.",
             example=["10.0.0.0/24"],
         ),
         "maxmemory": Setting(
@@ -361,6 +461,7 @@ REDIS = Section(
         "group": Setting("user", "redis", "Group of that user; may read the config files."),
         "build": BUILD,
         "kernel": KERNEL,
+        "tls": TLS,
         "service_manager": Setting(
             "choice",
             "auto",
@@ -680,8 +781,8 @@ def settings(reveal: bool = False, **kwargs: Any) -> dict[str, Any]:
     The settings of this minion: defaults, operating system and pillar merged, checked, and what follows from them.
 
     reveal
-        With secrets (bool, default False): ``password``, ``old_passwords`` and the ``hashes`` of users of each Redis
-        instance, ``env`` of each service. Only for
+        With secrets (bool, default False): ``password``, ``old_passwords``, the ``hashes`` of users and the ``contents``
+        of ``tls`` of each Redis instance, ``env`` of each service. Only for
         modules in the minion's own process: over Salt's bus or on a command line it is refused.
 
     Returns a dictionary of plain data: ``roles``, ``packages``, ``redis``, ``firewall``, ``deploy``, ``sidekiq``; see
@@ -941,7 +1042,7 @@ def _found(value: Any, secret: bool = False) -> str:
     """A value as a message may show it: on one line, not too long, and no secret."""
     if isinstance(value, (dict, list, tuple)) or value is None:
         return _form(value)
-    if secret or re.search(r"://.*@|^[<>#!]|^\(.*[ (][<>#!]", str(value)):  # the latter are passwords in an ACL
+    if secret or re.search(r"://.*@|-----BEGIN|^[<>#!]|^\(.*[ (][<>#!]", str(value)):  # the last are passwords in an ACL
         return HIDDEN
     if isinstance(value, bool):
         return str(value).lower()
@@ -1085,8 +1186,8 @@ def _read_watchdog(value, setting):
 def _read_choice(value, setting):
     if value not in setting.choices or not isinstance(value, str):
         # YAML reads a bare no, off, yes or on as a boolean.
-        word = value is False and "no" in setting.choices
-        raise Wrong("write it in quotes: 'no'" if word else "")
+        word = {False: "no", True: "yes"}.get(value) if isinstance(value, bool) else str(value)
+        raise Wrong(f"write it in quotes: '{word}'" if word in setting.choices else "")
     return value
 
 
@@ -1259,6 +1360,31 @@ def _read_acl_rule(value: str) -> str:
     return value
 
 
+_PEM_BLOCK = re.compile(r"-----BEGIN ([A-Z0-9 ]+)-----[ \r]*\n([A-Za-z0-9+/=\s]+)-----END \1-----")
+
+
+def _read_pem(value: str) -> str:
+    """The blocks that Redis would read, each as base64; comments around them are as many tools write them."""
+    if not value:
+        return value
+    if "ENCRYPTED" in value:
+        raise Wrong("a key without a passphrase: nobody is there to type it")
+    if len(_PEM_BLOCK.findall(value)) != value.count("-----BEGIN ") or not _PEM_BLOCK.search(value):
+        raise Wrong("the file's whole text, line by line (YAML: `|`)")
+    return value.strip() + "\n"
+
+
+def _read_socket(value, _):
+    if isinstance(value, bool):
+        return value
+    if not isinstance(value, str) or not value.startswith("/"):
+        raise Wrong
+    value = _read_path(value)
+    if not re.fullmatch(_PATH, value) or len(value) > 107:  # sun_path of unix(7)
+        raise Wrong("at most 107 characters" if len(value) > 107 else "")
+    return value
+
+
 def _read_queue(value, _):
     names = list(value) if isinstance(value, dict) else [value]
     weights = list(value.values()) if isinstance(value, dict) else [1]
@@ -1361,6 +1487,21 @@ KINDS = {
     "calendar": _text(
         "a time as systemd writes it, like daily or Mon..Fri 03:30", r"[A-Za-z0-9*:,./~+ -]{1,100}", _read_calendar
     ),
+    "certificate or empty": _text(
+        "text in PEM form, from -----BEGIN CERTIFICATE-----, or empty",
+        r"(?:[\s\S]*-----BEGIN (?:TRUSTED )?CERTIFICATE-----[\s\S]+)?",
+        _read_pem,
+    ),
+    "private key or empty": _text(
+        "text in PEM form, from -----BEGIN PRIVATE KEY-----, or empty",
+        r"(?:[\s\S]*-----BEGIN (?:[A-Z]+ )?PRIVATE KEY-----[\s\S]+)?",
+        _read_pem,
+    ),
+    "socket": Kind(
+        lambda _: "true, false, or an absolute path without spaces or quotes",
+        lambda _: {"anyOf": [{"type": "boolean"}, {"type": "string", "pattern": f"^{_PATH}$"}]},
+        _read_socket,
+    ),
     "save": _text("'SECONDS CHANGES', two whole numbers like '300 100'", r"[1-9]\d* [1-9]\d*"),
     "rule name": _text("a name of letters, digits, _, - and .", r"[A-Za-z0-9_.-]{1,64}"),
     "service name": _text(
@@ -1403,6 +1544,15 @@ _OWN_DIRECTIVES = {
     "supervised": "it follows from redis:service_manager",
     "pidfile": "it follows from redis:service_manager",
     "logfile": "it follows from redis:service_manager; systemd's journal has the log",
+    "tls-port": "set tls:port of the instance",
+    "tls-cert-file": "set tls:cert or tls:cert_pem",
+    "tls-key-file": "set tls:key or tls:key_pem",
+    "tls-ca-cert-file": "set tls:ca or tls:ca_pem",
+    "tls-auth-clients": "set tls:auth_clients",
+    "tls-replication": "set tls:replication",
+    "tls-protocols": "set tls:protocols",
+    "unixsocket": "set unixsocket of the instance",
+    "unixsocketperm": "set unixsocket_perm of the instance",
     "include": "nothing would check that file; write its directives here",
     "user": "set users of the instance; for the default one password and old_passwords",
     "aclfile": "it would make Redis ignore the password; set users of the instance",
@@ -1677,8 +1827,8 @@ def _redis_is_not_open_to_everybody(wish, problems):
             continue
         if rule["from"] and not _is_everywhere(rule["from"]):
             continue
-        for port in wish["redis"]["instances"]:
-            if _covers(rule["port"], int(port)):
+        for port in sorted({port for _, entry_ports in _ports(wish) for _, port in entry_ports}):
+            if _covers(rule["port"], port):
                 problems.add(path, f"opens port {port}, a Redis instance, to anywhere; list networks in its allow_from")
 
 
@@ -1688,7 +1838,7 @@ def _rules_suit_ufw(wish, problems):
         path = f"{F}:rules:{name}"
         if not problems.at(path) and rule["proto"] == "any" and ":" in rule["port"]:
             problems.add(f"{path}:proto", "found 'any'; allowed with a range of ports: tcp or udp")
-        if re.fullmatch(r"redis_\d+", name):
+        if re.fullmatch(r"redis_\d+(_tls)?", name):
             problems.add(path, "this name is kept for allow_from of a Redis instance; take another")
 
 
@@ -1702,7 +1852,7 @@ def _rules_agree(wish, problems):
         if other["action"] != rule["action"]:
             of_ours = rule["name"] not in wish["firewall"]["rules"]
             path = (
-                f"{R}:instances:{rule['name'][len('redis_') :]}:allow_from" if of_ours else f"{F}:rules:{rule['name']}"
+                f"{R}:instances:{rule['name'].split('_')[1]}:allow_from" if of_ours else f"{F}:rules:{rule['name']}"
             )
             problems.add(
                 path,
@@ -1790,6 +1940,12 @@ def _service_has_its_redis(wish, problems):
             problems.add(
                 path, f"found {port!r}, which is no instance here; allowed: {', '.join(sorted(instances, key=int)) or 'none'}, or empty"
             )
+        elif not _has_plain_port(instances[port]):
+            problems.add(
+                path,
+                f"found {port!r}, which has no plain port; set redis_url, with the name that its certificate has: "
+                f"rediss://NAME:{instances[port]['tls']['port']}/0",
+            )
         elif instances[port]["maxmemory_policy"] != "noeviction":
             problems.add(
                 f"{R}:instances:{port}:maxmemory_policy",
@@ -1850,13 +2006,76 @@ def _users_exist(wish, problems):
 
 
 def _tls_is_compiled_in(wish, problems):
-    """Directives that begin with `tls-` need `build:tls: true`."""
-    if wish["redis"]["build"]["tls"] or problems.at(f"{R}:build:tls"):
+    """Directives that begin with `tls-`, and `tls:port` of an instance, need a build with TLS."""
+    if problems.at(f"{R}:build:tls", f"{R}:instances") or _tls_is_wanted(wish["redis"]):
         return
     for port, entry in wish["redis"]["instances"].items():
-        for name in entry["directives"]:
-            if name.startswith("tls-"):
-                problems.add(f"{R}:instances:{port}:directives:{name}", f"needs {R}:build:tls: true")
+        for name in [name for name in entry["directives"] if name.startswith("tls-")]:
+            problems.add(f"{R}:instances:{port}:directives:{name}", f"needs tls:port of an instance, or {R}:build:tls: true")
+        if entry["tls"]["port"]:
+            problems.add(f"{R}:build:tls", f"found false, but the instance {port} has tls:port; leave it out")
+
+
+def _tls_is_whole(wish, problems):
+    """
+    TLS has a port, one certificate, its key, and a CA where certificates of others are asked for; each as a file or as
+    text, not both.
+    """
+    for name, entry in wish["redis"]["instances"].items():
+        path, tls = f"{R}:instances:{name}:tls", entry["tls"]
+        if problems.at(path, f"{R}:tls"):
+            continue
+        if not tls["port"]:
+            said = [key for key, value in tls.items() if key != "plain" and value is not None]
+            if said or not tls["plain"]:
+                problems.add(f"{path}:port", f"must be given with {(said or ['plain: false'])[0]}")
+            continue
+        tls = _tls(entry, wish["redis"])
+        for key in ("cert", "key", "ca"):
+            if tls[key] and tls[f"{key}_pem"]:
+                problems.add(f"{path}:{key}", f"is set twice, as a file and as {key}_pem; keep one of them")
+        for key in ("cert", "key"):
+            if not tls[key] and not tls[f"{key}_pem"]:
+                problems.add(f"{path}:{key}", f"must be given with port, as a file or as {key}_pem")
+        needs = "replication" if tls["replication"] else "auth_clients" if tls["auth_clients"] != "no" else ""
+        if needs and not tls["ca"] and not tls["ca_pem"]:
+            problems.add(f"{path}:ca", f"must be given with {needs}, as a file or as ca_pem")
+
+
+def _ports_differ(wish, problems):
+    """The port for TLS of an instance is no other port of Redis here."""
+    taken = {int(name): f"the instance {name}" for name in wish["redis"]["instances"]}
+    for name, entry in wish["redis"]["instances"].items():
+        path, port = f"{R}:instances:{name}:tls:port", entry["tls"]["port"]
+        if port is None or problems.at(path):
+            continue
+        if port in taken:
+            problems.add(path, f"found {port}, which is the port of {taken[port]}; take another")
+        taken.setdefault(port, f"TLS of the instance {name}")
+
+
+def _sockets_suit_their_groups(wish, problems):
+    """
+    `unixsocket_group` is for the formula's own socket, and a group of others than Redis; two instances share no socket.
+    """
+    taken = {}
+    for name, entry in wish["redis"]["instances"].items():
+        path, group, place = f"{R}:instances:{name}", entry["unixsocket_group"], entry["unixsocket"]
+        if problems.at(f"{path}:unixsocket_group", f"{path}:unixsocket"):
+            continue
+        if group and place is False and entry["tls"]["plain"]:
+            problems.add(f"{path}:unixsocket", "must be given with unixsocket_group: true")
+        elif group and isinstance(place, str):
+            problems.add(f"{path}:unixsocket_group", f"is for unixsocket: true; who enters {os.path.dirname(place)} is its own affair")
+        elif group and group == wish["redis"]["group"]:
+            problems.add(f"{path}:unixsocket_group", f"found {group!r}, whose members may read the password of Redis; take another")
+        elif group and "redis" in wish["roles"] and not _exists(grp.getgrnam, group):
+            made = wish["deploy"]["create_user"] and group == wish["deploy"]["user"]
+            hint = "; the deploy user is made after Redis" if made else ""
+            problems.add(f"{path}:unixsocket_group", f"found {group!r}, which does not exist; make this group first{hint}")
+        if isinstance(place, str) and place in taken:
+            problems.add(f"{path}:unixsocket", f"found {place!r}, the socket of the instance {taken[place]} too; take another")
+        taken.setdefault(place if isinstance(place, str) else None, name)
 
 
 RULES = (
@@ -1872,6 +2091,9 @@ RULES = (
     _backups_suit_the_service_manager,
     _redis_is_not_open_to_everybody,
     _tls_is_compiled_in,
+    _tls_is_whole,
+    _ports_differ,
+    _sockets_suit_their_groups,
     _rules_suit_ufw,
     _rules_agree,
     _ssh_stays_reachable,
@@ -1920,6 +2142,40 @@ def _releases(function: str) -> Callable:
 def _is_loopback(address: str) -> bool:
     address = address.lstrip("-")
     return address not in ("*", "::*") and ipaddress.ip_address(address).is_loopback
+
+
+def _has_plain_port(entry: dict[str, Any]) -> bool:
+    return entry["tls"]["plain"] is not False or not entry["tls"]["port"]
+
+
+def _ports(wish: dict[str, Any]) -> list[tuple[str, list[tuple[str, int]]]]:
+    """The instances in the order of their names, each with the names of its firewall rules and its ports."""
+    return [
+        (
+            name,
+            [
+                *([(f"redis_{name}", int(name))] if _has_plain_port(entry) else []),
+                *([(f"redis_{name}_tls", entry["tls"]["port"])] if entry["tls"]["port"] else []),
+            ],
+        )
+        for name, entry in sorted(wish["redis"]["instances"].items(), key=lambda item: int(item[0]))
+    ]
+
+
+def _tls(entry: dict[str, Any], redis: dict[str, Any]) -> dict[str, Any]:
+    """The TLS settings of one instance: its own, else those of all. A certificate goes with its key."""
+    own, shared = entry["tls"], redis["tls"]
+    together = (("cert", "key", "cert_pem", "key_pem"), ("ca", "ca_pem"))
+    tls = {name: shared.get(name) if value is None else value for name, value in own.items()}
+    for names in together:
+        if any(own[name] for name in names):
+            tls.update({name: own[name] or "" for name in names})
+    return tls
+
+
+def _tls_is_wanted(redis: dict[str, Any]) -> bool:
+    said = redis["build"]["tls"]
+    return any(entry["tls"]["port"] for entry in redis["instances"].values()) if said is None else said
 
 
 def _is_everywhere(networks: list[str]) -> bool:
@@ -1981,7 +2237,7 @@ def _packages(wish) -> list[str]:
     """Everything that the roles need from the distribution, sorted."""
     known, roles, sidekiq = PACKAGES[__grains__["os_family"]], wish["roles"], wish["sidekiq"]
     needed = [name for role in roles for name in known[role]]
-    if "redis" in roles and wish["redis"]["build"]["tls"]:
+    if "redis" in roles and _tls_is_wanted(wish["redis"]):
         needed += known["tls"]
     if "sidekiq" in roles:
         needed += known[sidekiq["install"]] if sidekiq["packages"] is None else sidekiq["packages"]
@@ -1999,16 +2255,17 @@ def _redis(wish, reveal) -> dict[str, Any]:
     version, manager = redis["version"], redis["service_manager"]
     if manager == "auto":
         manager = "systemd" if _booted_by_systemd() else "sysv"
+    build = {**redis["build"], "tls": _tls_is_wanted(redis)}
     return {
-        **redis,
+        **{key: value for key, value in redis.items() if key != "tls"},
         "source": redis["source"] or _releases("url")(version),
         "source_hash": redis["source_hash"] or "sha256=" + _releases("digest")(version),
-        "build": {**redis["build"], "jobs": redis["build"]["jobs"] or int(__grains__.get("num_cpus") or 1)},
+        "build": {**build, "jobs": build["jobs"] or int(__grains__.get("num_cpus") or 1)},
         "kernel": _kernel(redis),
         "service_manager": manager,
         "instances": [
             {
-                **_instance(name, redis["instances"][name], manager, reveal),
+                **_instance(name, redis["instances"][name], redis, manager, reveal),
                 "restart": redis["instances"][name]["restart"] or redis["restart"],
                 "backup": _backup_of(wish, name),
             }
@@ -2045,14 +2302,18 @@ def _backup_of(wish, name) -> dict[str, Any]:
     return {**backup, "dir": os.path.join(backup["dir"], name)}
 
 
-def _instance(name, entry, manager, reveal) -> dict[str, Any]:
+def _instance(name, entry, redis, manager, reveal) -> dict[str, Any]:
     """
-    ``name``, ``port``, ``unit``, ``config``, ``dir``, ``bind``, ``allow_from``, ``has_password``, ``open_files`` (the most
-    that it may have open), ``directives`` and ``users``, a list of ``{name, rules}`` (see :func:`_redis_users`).
+    ``name``, ``port`` (0: no plain one), ``unit``, ``config``, ``dir``, ``bind``, ``allow_from``, ``has_password``,
+    ``open_files`` (the most that it may have open),
+    ``socket`` (a path, or empty), ``socket_group`` (of the socket, or empty), ``socket_folder`` (one that is not the
+    formula's, or empty), ``tls`` (see :func:`_instance_tls`, or {}), ``directives`` and ``users``, a list of
+    ``{name, rules}`` (see :func:`_redis_users`).
     """
+    socket, tls = _socket(name, entry), _instance_tls(name, entry, redis, reveal)
     instance = {
         "name": name,
-        "port": int(name),
+        "port": int(name) if _has_plain_port(entry) else 0,
         "unit": f"redis_{name}",
         "config": f"/etc/redis/{name}.conf",
         "dir": f"/var/redis/{name}",
@@ -2061,11 +2322,59 @@ def _instance(name, entry, manager, reveal) -> dict[str, Any]:
         "has_password": bool(entry["password"]),
         # Redis wants 32 files beside its clients (src/server.h, CONFIG_MIN_RESERVED_FDS).
         "open_files": max(_OPEN_FILES, _number(entry, "maxclients", 10000) + 1024),
-        "directives": _directives(name, entry, manager),
+        "socket": socket,
+        "socket_group": entry["unixsocket_group"],
+        "socket_folder": os.path.dirname(socket) if isinstance(entry["unixsocket"], str) else "",
+        "tls": tls,
+        "directives": _directives(name, entry, socket, tls, manager),
         "users": _redis_users(entry, reveal),
     }
     secrets = {key: entry[key] for key in ("password", "old_passwords")}
     return {**instance, **secrets} if reveal else instance
+
+
+def _socket(name, entry) -> str:
+    """Where no plain port is, the formula needs a socket: by TLS it would have to show a certificate."""
+    if isinstance(entry["unixsocket"], str):
+        return entry["unixsocket"]
+    return f"/run/redis_{name}/redis.sock" if entry["unixsocket"] or not _has_plain_port(entry) else ""
+
+
+def _instance_tls(name, entry, redis, reveal) -> dict[str, Any]:
+    """
+    ``port``, ``auth_clients``, ``replication``, ``protocols``, ``folder`` (of all versions of its files), ``version``
+    (part of a digest of their contents: a path says what is in it, and with it what a running server has read) and
+    ``sources`` (file name -> the setting that it is from, and its path), ``host`` (where this host reaches it). With ``reveal`` also ``contents``, file name ->
+    text, None for a file that cannot be read.
+    """
+    if not entry["tls"]["port"]:
+        return {}
+    tls, sources, contents = _tls(entry, redis), {}, {}
+    for key in ("cert", "key", "ca"):
+        if tls[key] or tls[f"{key}_pem"]:
+            given = f"{key}_pem" if tls[f"{key}_pem"] else key
+            where = f"{R}:instances:{name}:tls" if entry["tls"][given] else f"{R}:tls"
+            sources[f"{key}.pem"] = f"{where}:{given}" + (f" ({tls[key]})" if given == key else "")
+            contents[f"{key}.pem"] = tls[f"{key}_pem"] or _content(tls[key])
+    # Of a key that nobody can guess; so little of it tells nothing.
+    digest = hashlib.sha256("\0".join(text or "" for text in contents.values()).encode()).hexdigest()[:16]
+    return {
+        **{key: tls[key] for key in ("port", "auth_clients", "replication", "protocols")},
+        "folder": f"/etc/redis/tls/{name}",
+        "version": digest,
+        "sources": sources,
+        "host": _reachable(entry["bind"]),
+        **({"contents": contents} if reveal else {}),
+    }
+
+
+def _content(path: str) -> str | None:
+    """A small file; one that is not there now may be by the time its state runs."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as stream:
+            return stream.read(1 << 20)
+    except OSError:
+        return None
 
 
 # Sidekiq asks for INFO when it starts, and its web page shows it; without channels, for it neither sends nor listens.
@@ -2094,13 +2403,15 @@ def _acl_hash(password: str) -> str:
     return "#" + hashlib.sha256(password.encode()).hexdigest()
 
 
-def _directives(name, entry, manager) -> list[list[str]]:
+def _directives(name, entry, socket, tls, manager) -> list[list[str]]:
     """The lines of redis.conf as ``[name, value]``, in the order of upstream's own file, without the password."""
     sysv = manager == "sysv"
     lines = [
         ["bind", " ".join(entry["bind"])],
         ["protected-mode", "yes"],
-        ["port", name],
+        ["port", name if _has_plain_port(entry) else "0"],
+        *_tls_directives(tls),
+        *([["unixsocket", socket], ["unixsocketperm", _socket_perm(entry)]] if socket else []),
         ["daemonize", "yes" if sysv else "no"],
         ["supervised", "no" if sysv else "systemd"],
         ["pidfile", f"/run/redis/{name}.pid" if sysv else '""'],
@@ -2119,6 +2430,23 @@ def _directives(name, entry, manager) -> list[list[str]]:
     return lines + [[directive, value] for directive, values in entry["directives"].items() for value in values]
 
 
+def _tls_directives(tls) -> list[list[str]]:
+    if not tls:
+        return []
+    names = {"cert.pem": "tls-cert-file", "key.pem": "tls-key-file", "ca.pem": "tls-ca-cert-file"}
+    return [
+        ["tls-port", str(tls["port"])],
+        *([names[file], f"{tls['folder']}/{tls['version']}/{file}"] for file in tls["sources"]),
+        ["tls-auth-clients", tls["auth_clients"]],
+        *([["tls-replication", "yes"]] if tls["replication"] else []),
+        ["tls-protocols", f'"{" ".join(tls["protocols"])}"'],
+    ]
+
+
+def _socket_perm(entry) -> str:
+    return entry["unixsocket_perm"] or ("770" if entry["unixsocket_group"] else "700")
+
+
 def _firewall_rules(wish) -> list[dict[str, str]]:
     """``name``, ``action``, ``port``, ``proto``, ``from`` (a network or ``any``): one for each source, ssh first."""
     rules = [
@@ -2128,9 +2456,10 @@ def _firewall_rules(wish) -> list[dict[str, str]]:
     ]
     if "redis" in wish["roles"]:
         rules += [
-            {"name": f"redis_{port}", "action": "allow", "port": port, "proto": "tcp", "from": source}
-            for port in sorted(wish["redis"]["instances"], key=int)
-            for source in wish["redis"]["instances"][port]["allow_from"]
+            {"name": rule, "action": "allow", "port": str(port), "proto": "tcp", "from": source}
+            for name, ports in _ports(wish)
+            for rule, port in ports
+            for source in wish["redis"]["instances"][name]["allow_from"]
         ]
     return rules
 
@@ -2216,14 +2545,17 @@ def _local_instance(service, wish) -> str:
 
 
 def _redis_url(port, entry, user) -> str:
-    """How this host reaches an instance: loopback where it listens there, else the first address that it must have."""
-    addresses = [address.lstrip("-") for address in sorted(entry["bind"], key=lambda address: address.startswith("-"))]
-    reach = {"*": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::*": "::1", "::": "::1"}
-    addresses = [reach.get(address, address) for address in addresses]
-    host = next(filter(_is_loopback, addresses), addresses[0])
-    password = entry["users"][user]["passwords"][0] if user else entry["password"]
+    host, password = _reachable(entry["bind"]), entry["users"][user]["passwords"][0] if user else entry["password"]
     login = f"{user}:{quote(password, safe='')}@" if password else ""
     return f"redis://{login}{f'[{host}]' if ':' in host else host}:{port}/0"
+
+
+def _reachable(bind) -> str:
+    """How this host reaches an instance: loopback where it listens there, else the first address that it must have."""
+    addresses = [address.lstrip("-") for address in sorted(bind, key=lambda address: address.startswith("-"))]
+    reach = {"*": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::*": "::1", "::": "::1"}
+    addresses = [reach.get(address, address) for address in addresses]
+    return next(filter(_is_loopback, addresses), addresses[0])
 
 
 def _argv(service, config_file) -> list[str]:

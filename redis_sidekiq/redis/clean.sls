@@ -39,6 +39,12 @@ Redis instance {{ instance.name }} is stopped, and {{ manager }} knows nothing o
       - redis_server: Redis instance {{ instance.name }} is stopped, and systemd knows nothing of it
       - redis_server: Redis instance {{ instance.name }} is stopped, and sysv knows nothing of it
 
+The certificates of Redis instance {{ instance.name }} are gone:
+  file.absent:
+    - name: /etc/redis/tls/{{ instance.name }}
+    - require:
+      - file: {{ instance.config }} is gone
+
 What the config of Redis instance {{ instance.name }} means is forgotten:
   file.absent:
     - name: /var/lib/redis_sidekiq/redis_{{ instance.name }}.json
@@ -55,6 +61,10 @@ The data of Redis instance {{ instance.name }} are gone:
       - file: {{ instance.config }} is gone
 {%- endif %}
 {%- endfor %}
+
+The folder for Redis' certificates is gone, unless it holds files of others:
+  sidekiq.folder_absent:
+    - name: /etc/redis/tls
 
 The folder for Redis' settings is gone, unless it holds files of others:
   sidekiq.folder_absent:

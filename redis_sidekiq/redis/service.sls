@@ -81,4 +81,13 @@ Redis instance {{ instance.name }} serves:
       - redis_build: Redis {{ redis.version }} is built
       - redis_build: Redis {{ redis.version }} is the current build
       - file: {{ service_file }}
+
+{%- if instance.tls %}
+
+Redis instance {{ instance.name }} shows its certificate:
+  redis_tls.live:
+    - name: {{ instance.name | tojson }}
+    - require:
+      - redis_server: Redis instance {{ instance.name }} serves
+{%- endif %}
 {%- endfor %}

@@ -14,7 +14,7 @@ import yaml
 from salt.exceptions import SaltInvocationError
 
 from test.conftest import REPO
-from test.wrong_pillars import OPEN, WRONG_PILLARS, deploy, instance, redis, rules, service
+from test.wrong_pillars import CERTIFICATE, OPEN, WRONG_PILLARS, deploy, instance, redis, rules, service
 
 SENTINEL = "hunter2-4f1d"
 EXAMPLE = (REPO / "pillar.example").read_text()
@@ -190,7 +190,12 @@ def test_memory_that_is_not_known_is_not_judged(redis_sidekiq, check):
         instance(
             directives={"tcp-keepalive": 60, "lazyfree-lazy-eviction": True, "proc-title-template": '"{title} x"'}
         ),
-        redis(build={"tls": True}, instances={"6379": {"directives": {"tls-port": 6390}}}),
+        redis(build={"tls": True}, instances={"6379": {"directives": {"tls-ciphers": "DEFAULT"}}}),
+        instance(tls={"port": 6390, "cert": "/c", "key": "/k"}, directives={"tls-session-caching": False}),
+        redis(tls={"cert": "/c", "key": "/k", "ca": "/a", "auth_clients": "optional"}, instances={"6379": {"tls": {"port": 6390}}}),
+        redis(tls={"cert": "/c", "key": "/k"}, instances={"6379": {}, "6380": {"tls": {"port": 6390, "plain": False}}}),
+        instance(unixsocket=True, unixsocket_group="jobs"),
+        instance(unixsocket="/srv/sockets/redis", unixsocket_perm="777"),
         redis(version="8.0.99", source_hash="a" * 64),
         rules(ssh={"port": 2222}),
         rules(ssh={"from": ["10.0.0.0/8"], "action": "limit"}),
@@ -378,6 +383,10 @@ def test_defaults(settle):
                     "allow_from": [],
                     "has_password": False,
                     "open_files": 524288,
+                    "socket": "",
+                    "socket_group": "",
+                    "socket_folder": "",
+                    "tls": {},
                     "directives": [
                         ["bind", "127.0.0.1 -::1"],
                         ["protected-mode", "yes"],
@@ -613,14 +622,81 @@ def test_directives(settle):
                 maxmemory="1gb",
                 save=[],
                 appendonly=False,
-                directives={"maxclients": 100, "activedefrag": True, "unixsocket": "", "rename": ["a b", "c d"]},
+                directives={"maxclients": 100, "activedefrag": True, "syslog-ident": "", "rename": ["a b", "c d"]},
             )
         )
     )
-    assert {'save ""', "maxmemory 1gb", "appendonly no", "maxclients 100", "activedefrag yes", 'unixsocket ""'} <= set(
+    assert {'save ""', "maxmemory 1gb", "appendonly no", "maxclients 100", "activedefrag yes", 'syslog-ident ""'} <= set(
         lines
     )
     assert lines[-2:] == ["rename a b", "rename c d"]
+
+
+def test_tls_brings_its_build_its_directives_and_its_port(settle, tmp_path):
+    (tmp_path / "cert").write_text("the certificate")
+    pillar = redis(
+        tls={"cert": str(tmp_path / "cert"), "key": "/no/key", "ca_pem": CERTIFICATE},
+        instances={"6379": {**OPEN, "allow_from": ["10.0.0.9"], "tls": {"port": 6390, "auth_clients": "optional"}}},
+    )
+    settings = settle(pillar)
+    assert settings["redis"]["build"]["tls"] is True and "libssl-dev" in settings["packages"]
+    tls = first_instance(settings)["tls"]
+    assert tls["sources"] == {
+        "cert.pem": f"redis_sidekiq:redis:tls:cert ({tmp_path}/cert)",
+        "key.pem": "redis_sidekiq:redis:tls:key (/no/key)",
+        "ca.pem": "redis_sidekiq:redis:tls:ca_pem",
+    }
+    place = f"/etc/redis/tls/6379/{tls['version']}"
+    assert {
+        "port 6379",
+        "tls-port 6390",
+        f"tls-cert-file {place}/cert.pem",
+        f"tls-key-file {place}/key.pem",
+        f"tls-ca-cert-file {place}/ca.pem",
+        "tls-auth-clients optional",
+        'tls-protocols "TLSv1.2 TLSv1.3"',
+    } <= set(directives(settings))
+    assert [(rule["name"], rule["port"]) for rule in settings["firewall"]["rules"][3:]] == [
+        ("redis_6379", "6379"),
+        ("redis_6379_tls", "6390"),
+    ]
+    assert "contents" not in tls
+    contents = first_instance(settle(pillar, reveal=True))["tls"]["contents"]
+    assert contents == {"cert.pem": "the certificate", "key.pem": None, "ca.pem": CERTIFICATE}
+
+    # What is renewed is another version; a certificate of an instance's own never goes with the key of all.
+    (tmp_path / "cert").write_text("another certificate")
+    assert first_instance(settle(pillar))["tls"]["version"] != tls["version"]
+    pillar["redis_sidekiq"]["redis"]["instances"]["6379"]["tls"]["cert"] = "/own"
+    with pytest.raises(SaltInvocationError, match="instances:6379:tls:key: must be given with port"):
+        settle(pillar)
+
+
+def test_without_a_plain_port_there_is_a_socket(settle):
+    tls = {"port": 6390, "cert": "/c", "key": "/k", "plain": False}
+    pillar = instance(**OPEN, allow_from=["10.0.0.9"], tls=tls)
+    pillar["redis_sidekiq"]["sidekiq"] = {"services": {"sidekiq": {"redis_url": "rediss://q:6390/0"}}}
+    settings = settle(pillar)
+    found = first_instance(settings)
+    assert (found["port"], found["socket"]) == (0, "/run/redis_6379/redis.sock")
+    assert {"port 0", "unixsocket /run/redis_6379/redis.sock", "unixsocketperm 700"} <= set(directives(settings))
+    assert [rule["name"] for rule in settings["firewall"]["rules"][3:]] == ["redis_6379_tls"]
+
+
+@pytest.mark.parametrize(
+    ("said", "found"),
+    [
+        ({}, ("", "", None)),
+        ({"unixsocket": True}, ("/run/redis_6379/redis.sock", "", "700")),
+        ({"unixsocket": True, "unixsocket_group": "jobs"}, ("/run/redis_6379/redis.sock", "", "770")),
+        ({"unixsocket": "/srv//r/s", "unixsocket_perm": "777"}, ("/srv/r/s", "/srv/r", "777")),
+    ],
+)
+def test_a_socket_is_the_formulas_or_anothers(settle, said, found):
+    settings = settle(instance(**said))
+    lines = dict(line.split(" ", 1) for line in directives(settings))
+    wish = first_instance(settings)
+    assert (wish["socket"], wish["socket_folder"], lines.get("unixsocketperm")) == found
 
 
 def test_allow_from_becomes_rules_of_the_firewall(settle):
