@@ -751,7 +751,7 @@ def _refuse_folder(wish: dict[str, Any], account: dict[str, Any]) -> None:
     mine = 0o300 if info.st_uid == account["uid"] else 0o030 if info.st_gid == account["gid"] else 0o003
     if not stat.S_ISDIR(info.st_mode) or info.st_mode & mine != mine:
         raise CommandExecutionError(
-            f"Redis could not make its socket: {folder} is no folder that {account['name']} may write to; change that, or "
+            f"Redis could not make its socket: {folder} is no folder that {account['user']} may write to; change that, or "
             f"set unixsocket of the instance {wish['name']} to true"
         )
 
@@ -1302,16 +1302,15 @@ def _redis_package() -> Any:
     return redis
 
 
-def _client(host: str, port: int, password: str) -> Any:
+def _client(password: str, **place: Any) -> Any:
     redis = _redis_package()
     return redis.Redis(
-        host=host,
-        port=port,
+        **place,
         password=password or None,
         decode_responses=True,
         encoding_errors="replace",
         socket_timeout=_REDIS_TIMEOUT,
-        socket_connect_timeout=_REDIS_TIMEOUT,
+        **({} if "unix_socket_path" in place else {"socket_connect_timeout": _REDIS_TIMEOUT}),
         # The client's own way is to try again for seconds; here the caller knows what to wait for.
         retry=redis.retry.Retry(redis.backoff.NoBackoff(), 0),
     )
