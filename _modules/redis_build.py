@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 PROGRAMS = ("redis-server", "redis-cli", "redis-benchmark", "redis-sentinel", "redis-check-aof", "redis-check-rdb")
 
+_DIGESTS = ("sha256", "sha384", "sha512")
 _RECIPE = 1  # part of a build's name: raise it when the same settings shall give another build
 _RECORD = "build.json"
 _CURRENT = "current"
@@ -50,7 +51,8 @@ def builds(prefix: str = "/opt/redis") -> list[dict[str, Any]]:
         Folder that holds them.
 
     Returns a list of records, sorted by name: ``build`` (the folder's name), ``version``, ``digest`` (of the tarball),
-    ``malloc``, ``tls``, ``systemd``, ``source``, ``built`` (UTC), ``seconds``, ``programs`` (name -> size and sha256).
+    ``malloc``, ``tls``, ``systemd``, ``source``, ``built`` (UTC), ``seconds``, ``rdb_version`` (int: of the snapshots that
+    it writes; None: not asked when it was made) and ``programs`` (name -> size and sha256).
 
     CLI Example:
 
@@ -164,7 +166,7 @@ def source_check(source: str, source_hash: str) -> str:
     source
         URL or absolute path of the tarball.
     source_hash
-        ``sha256=HEX``, or another algorithm of hashlib.
+        ``sha256=HEX``, ``sha384=HEX`` or ``sha512=HEX``.
 
     Returns a sentence for what was found. Raises CommandExecutionError when the file is missing or another one.
 
@@ -202,6 +204,45 @@ def prefix_facts(prefix: str = "/opt/redis") -> dict[str, Any]:
     ours |= {name for name in _entries(prefix) if name.startswith(".")}
     others = [name for name in _entries(prefix) if name not in ours]
     return {"there": os.path.isdir(prefix), "ours": sorted(ours), "others": others}
+
+
+def spare(
+    keep: int,
+    version: str,
+    source_hash: str,
+    prefix: str = "/opt/redis",
+    malloc: str = "jemalloc",
+    tls: bool = False,
+    systemd: bool = True,
+    ahead: bool = False,
+) -> list[str]:
+    """
+    The builds that are in the way: older than the newest so many, and used by nobody.
+
+    keep
+        How many builds stay beside the wished one, the newest ones.
+    version, source_hash, prefix, malloc, tls, systemd
+        The wished build; see :func:`facts`.
+    ahead
+        If another build than the wished one is the current one: as things will be once the wished one is in use
+        (bool, default False).
+
+    Returns a list of names, oldest first. A build is in use when it is the wished one, a link in the prefix leads to it,
+    or a process executes a program of it.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' redis_build.spare 2 8.0.6 source_hash=sha256=6d0a99138...
+    """
+    wished = name(version, source_hash, malloc, tls, systemd)
+    others = [record["build"] for record in sorted(builds(prefix), key=_age) if record["build"] != wished]
+    old = others[: max(len(others) - int(keep), 0)]
+    if not old or (ahead and current(prefix) != wished):
+        return old
+    used = _used(prefix)
+    return [build for build in old if build not in used]
 
 
 # Acts ----------------------------------------------------------------------------------------------------------------
@@ -312,6 +353,40 @@ def remove(prefix: str = "/opt/redis") -> None:
             if _entries(prefix) == []:
                 with contextlib.suppress(FileNotFoundError):
                     os.rmdir(prefix)
+
+
+def discard(build: str, prefix: str = "/opt/redis") -> None:
+    """
+    Take away one build that nobody uses.
+
+    build
+        Its name; one that is not there is fine.
+    prefix
+        Folder that holds it.
+
+    Raises CommandExecutionError when a link in the prefix leads to it or a process executes it.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' redis_build.discard 7.2.4-0123456789
+    """
+    with _lock():
+        if _read_record(prefix, build) is None:
+            return
+        if build in _used(prefix):
+            raise CommandExecutionError(f"{build} in {prefix} is in use, so it stays")
+        path, hidden = os.path.join(prefix, build), os.path.join(prefix, f".gone-{build}")
+        with _failing(f"Cannot remove {build} from {prefix}"):
+            shutil.rmtree(hidden, ignore_errors=True)
+            try:
+                os.rename(path, hidden)  # half of that is a leftover, and no build
+            except OSError as err:
+                if err.errno != errno.EXDEV:  # a folder that an overlay has from its lower layer
+                    raise
+                hidden = path
+            shutil.rmtree(hidden)
 
 
 # Links to the programs -----------------------------------------------------------------------------------------------
@@ -431,7 +506,26 @@ def _read_record(prefix: str, name: str) -> dict[str, Any] | None:
                 return None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return record
+    return {"rdb_version": None, **record}
+
+
+def _age(record: dict[str, Any]) -> tuple[str, str]:
+    return str(record.get("built", "")), record["build"]
+
+
+def _used(prefix: str) -> set[str]:
+    """The builds that links in the prefix lead to or that processes execute."""
+    used = set()
+    for entry in _entries(prefix):
+        with contextlib.suppress(OSError):
+            used.add(os.path.basename(os.readlink(os.path.join(prefix, entry)).rstrip("/")))
+    inside = os.path.realpath(prefix) + "/"
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            program = os.readlink(f"/proc/{pid}/exe")
+            if program.startswith(inside):
+                used.add(program[len(inside) :].split("/")[0])
+    return used
 
 
 def _make_prefix(prefix: str) -> None:
@@ -470,7 +564,7 @@ def _compile_and_install(
         _unpack(_fetch(source, source_hash, work, account), work, account)
         _compile(work, flags, account, jobs)
         programs = _install(os.path.join(work, "src"), staged)
-        _try_build(staged, flags, account)
+        said = _try_build(staged, flags, account)
         record = {
             "build": name,
             **flags,
@@ -478,6 +572,7 @@ def _compile_and_install(
             "source": _shown(source),
             "built": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "seconds": round(time.monotonic() - begun, 1),
+            "rdb_version": said["rdb_version"],
             "programs": programs,
         }
         _write_record(staged, record)
@@ -524,10 +619,10 @@ def _open_tarball(path: str, source: str) -> Any:
 def _verify(stream: Any, source: str, source_hash: str, copy: Any = None) -> None:
     """Read a tarball to its end, copy what was read, and compare the digest."""
     algorithm, _, wanted = source_hash.rpartition("=")
-    try:
-        digest = hashlib.new(algorithm or "sha256")
-    except ValueError:
-        raise SaltInvocationError(f"{algorithm!r} is no digest known here; give sha256=HEX") from None
+    algorithm = algorithm.lower() or "sha256"
+    if algorithm not in _DIGESTS:  # another file can be made that has the same md5 or sha1
+        raise SaltInvocationError(f"{algorithm!r} is no digest trusted here; give sha256=HEX, sha384= or sha512=")
+    digest = hashlib.new(algorithm)
     while block := stream.read(1 << 20):
         digest.update(block)
         if copy:
@@ -659,12 +754,13 @@ def _copy_program(source: str, target: str) -> dict[str, Any]:
     return {"size": size, "sha256": digest.hexdigest()}
 
 
-def _try_build(folder: str, flags: dict[str, Any], account: dict[str, Any]) -> None:
-    """Start a build once and compare what it says of itself with what was asked for."""
+def _try_build(folder: str, flags: dict[str, Any], account: dict[str, Any]) -> dict[str, Any]:
+    """Start a build once and compare what it says of itself with what was asked for; returns what it said."""
     server = os.path.join(folder, "bin", "redis-server")
     with __salt__["redis_sandbox.folder"]("redis-build", account) as scratch:
         try:
             info = __salt__["redis_sandbox.boot"](server, account, scratch, _build_info, notify=flags["systemd"])
+            info["rdb_version"] = _rdb_version(os.path.join(scratch, "dump.rdb"))
         except CommandExecutionError as err:
             raise CommandExecutionError(f"The Redis that was built does not start: {err}") from None
     found = {
@@ -676,10 +772,24 @@ def _try_build(folder: str, flags: dict[str, Any], account: dict[str, Any]) -> N
     wrong = [f"its {key} is {found[key]!r}, wanted is {flags[key]!r}" for key in found if found[key] != flags[key]]
     if wrong:
         raise CommandExecutionError(f"The Redis that was built is another one than wanted: {'; '.join(wrong)}")
+    return info
 
 
 def _build_info(client: Any) -> dict[str, Any]:
+    client.save()
     return client.info("server") | client.info("memory")
+
+
+def _rdb_version(path: str) -> int:
+    """
+    The version of a snapshot: nine bytes like ``REDIS0011``, from Valkey 9 on ``VALKEY080`` (src/rdb.c, rdbSaveRio). The
+    folder is not root's, so no link is followed and no pipe waited for.
+    """
+    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:
+        found = re.fullmatch(rb"(?:REDIS(\d{4})|VALKEY(\d{3}))", stream.read(9))
+    if not found:
+        raise CommandExecutionError("it writes snapshots that do not begin like those of Redis")
+    return int(found[1] or found[2])
 
 
 def _needs_library(program: str, name: str) -> bool:

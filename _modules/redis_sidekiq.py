@@ -123,6 +123,15 @@ BUILD = Section(
             null="where an instance has `tls:port`",
             example=True,
         ),
+        "keep": Setting(
+            "integer",
+            2,
+            "Builds that stay beside the wished one, the newest ones, so that the way back to an earlier release takes no "
+            "compiler. One that is in use stays in any case.",
+            low=1,
+            high=100,
+            unit="builds",
+        ),
     },
 )
 
@@ -2247,9 +2256,10 @@ def _packages(wish) -> list[str]:
 def _redis(wish, reveal) -> dict[str, Any]:
     """
     ``version``, ``source``, ``source_hash`` (``sha256=HEX``), ``prefix``, ``bin_dir``, ``user``, ``group``, ``build``
-    (``user``, ``jobs`` at least 1, ``malloc``, ``tls``), ``kernel`` (name -> value, see :func:`redis_kernel.facts`),
-    ``service_manager`` (systemd or sysv), ``restart``, ``purge_data``, ``backup`` and ``instances``, a list in the order of their ports (see :func:`_instance`), with a
-    ``restart`` and a ``backup`` each (``enabled``, ``keep``, ``at``, ``delay``, ``dir``: its own folder).
+    (``user``, ``jobs`` at least 1, ``malloc``, ``tls``, ``keep``), ``kernel`` (name -> value, see
+    :func:`redis_kernel.facts`), ``service_manager`` (systemd or sysv), ``restart``, ``purge_data``, ``backup`` and
+    ``instances``, a list in the order of their ports (see :func:`_instance`), with a ``restart`` and a ``backup`` each
+    (``enabled``, ``keep``, ``at``, ``delay``, ``dir``: its own folder).
     """
     redis = wish["redis"]
     version, manager = redis["version"], redis["service_manager"]

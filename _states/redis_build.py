@@ -164,6 +164,55 @@ def absent(name: str) -> dict[str, Any]:
         return _failed(ret, str(err))
 
 
+def kept(
+    name: str,
+    keep: int,
+    version: str,
+    source_hash: str,
+    malloc: str = "jemalloc",
+    tls: bool = False,
+    systemd: bool = True,
+) -> dict[str, Any]:
+    """
+    A prefix holds the wished build, the newest others for the way back, and what is in use; older builds are gone.
+
+    name
+        Path of the prefix.
+    keep
+        How many builds stay beside the wished one.
+    version, source_hash, malloc, tls, systemd
+        The wished build; see :func:`present`. ``version`` is its release.
+
+    Example:
+
+    .. code-block:: yaml
+
+        Older builds of Redis are gone from /opt/redis:
+          redis_build.kept:
+            - name: /opt/redis
+            - keep: 2
+            - version: 8.0.6
+            - source_hash: sha256=6d0a9913887a4972536f9da226f1575859c34d86354129163260a5f9c6bd4229
+    """
+    ret = _ret(name)
+    wish = {"prefix": name, "malloc": malloc, "tls": tls, "systemd": systemd}
+    try:
+        found = __salt__["redis_build.spare"](keep, str(version), source_hash, ahead=__opts__["test"], **wish)
+        if not found:
+            return _same(ret, f"{name} holds no build that is in the way")
+        ret["changes"] = {"removed": found}
+        if __opts__["test"]:
+            return _would(ret, f"{', '.join(found)} would be removed")
+        for build in found:
+            __salt__["redis_build.discard"](build, name)
+        left = __salt__["redis_build.spare"](keep, str(version), source_hash, **wish)
+        if left:
+            return _failed(ret, f"{', '.join(left)} are still there")
+        return _changed(ret, f"{', '.join(found)} were removed")
+    except _ERRORS as err:
+        return _failed(ret, str(err))
+
+
 def linked(name: str, prefix: str = "/opt/redis") -> dict[str, Any]:
     """
     Redis' programs lie in a folder of the search path, as links to the current build.

@@ -149,6 +149,7 @@ BUILDS = [
         redis(build={"malloc": "tcmalloc"}),
         [f"{REDIS}:build:malloc: found", "jemalloc, libc"],
     ),
+    ("no way back", redis(build={"keep": 0}), [f"{REDIS}:build:keep: found 0", "1 to 100"]),
     ("fewer than no compilers", redis(build={"jobs": -1}), [f"{REDIS}:build:jobs: found -1", "0 to 256"]),
     (
         "a service manager nobody knows",

@@ -1,5 +1,5 @@
 {#- Redis: the kernel, the build, each instance's config, an end for instances that were dropped, the running servers, and
-    backups. #}
+    backups, and an end for builds that nobody needs. #}
 include:
   - redis_sidekiq.redis.kernel
   - redis_sidekiq.redis.build
@@ -7,3 +7,4 @@ include:
   - redis_sidekiq.redis.dropped
   - redis_sidekiq.redis.service
   - redis_sidekiq.redis.backup
+  - redis_sidekiq.redis.kept

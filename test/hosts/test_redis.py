@@ -196,12 +196,12 @@ def test_a_server_that_was_stopped_or_disabled_is_back(redis_host):
     apply_locally(host).assert_unchanged()
 
 
-def quick_tarball(host) -> dict:
+def quick_tarball(host, remark: str = "") -> dict:
     """A tarball that "compiles" by copying the current build's programs: another digest, so another build."""
     host.run(["mkdir", "-p", "/root/quick/redis/src"])
     names = "redis-server redis-cli redis-benchmark redis-sentinel redis-check-aof redis-check-rdb"
     folder = host.run(["readlink", "-f", "/opt/redis/current"]).stdout.strip()
-    host.write("/root/quick/redis/src/Makefile", f"{names}:\n\tcp {folder}/bin/$@ $@\n")
+    host.write("/root/quick/redis/src/Makefile", f"# {remark}\n{names}:\n\tcp {folder}/bin/$@ $@\n")
     host.run(["tar", "czf", "/root/redis-7.0.15.tar.gz", "-C", "/root/quick", "redis"])
     digest = host.run(["sha256sum", "/root/redis-7.0.15.tar.gz"]).stdout.split()[0]
     return {"source": "/root/redis-7.0.15.tar.gz", "source_hash": f"sha256={digest}"}
@@ -229,6 +229,30 @@ def test_another_build_is_compiled_once_and_the_server_follows(redis_host):
     host.run(["ln", "-sfn", new, "/opt/redis/current"])
     assert changed(apply_locally(host)) == {current}
     assert (pid(host), app.redis(host, "dbsize")) == (before, "300")
+
+
+def test_changed_flags_build_anew_and_older_builds_go(redis_host):
+    host = redis_host()
+    fill(host)
+    old = host.run(["readlink", "/opt/redis/current"]).stdout.strip()
+    gone = "Older builds of Redis are gone from /opt/redis"
+    wish = quick_tarball(host)
+    configure(host, **wish, build={"keep": 1})
+    assert gone not in changed(apply_locally(host))
+    middle = host.run(["readlink", "/opt/redis/current"]).stdout.strip()
+    # Copied from a build with another allocator, it is not what was asked for, and nothing changes.
+    configure(host, **wish, build={"keep": 1, "malloc": "libc"})
+    failed = apply_locally(host).failed
+    assert "malloc is 'jemalloc', wanted is 'libc'" in "".join(failed.values())
+    assert sorted(host.run(["ls", "/opt/redis"]).stdout.split()) == sorted([old, middle, "current"])
+    configure(host, **quick_tarball(host, "second"), build={"keep": 1})
+    announced = apply_locally(host, test=True).assert_ok()
+    assert old in announced.states[gone]["comment"]
+    run = apply_locally(host)
+    assert changed(run) == set(announced.pending)
+    assert run.states[gone]["changes"] == {"removed": [old]} == announced.states[gone]["changes"]
+    assert app.redis(host, "dbsize") == "300"
+    apply_locally(host).assert_unchanged()
 
 
 def test_files_of_others_stay(redis_host):

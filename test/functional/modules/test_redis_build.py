@@ -60,6 +60,7 @@ def test_a_build_is_roots_runs_and_has_a_record(modules, redis_build, redis_tarb
         "version": REDIS,
         "digest": redis_tarball["source_hash"],
         "tls": False,
+        "rdb_version": 10,
         **redis_flags,
     }.items() <= record.items()
     folder = redis_build / record["build"]

@@ -7,6 +7,8 @@ import io
 import json
 import os
 import re
+import shutil
+import subprocess
 
 import pytest
 from salt.exceptions import CommandExecutionError, SaltInvocationError
@@ -108,6 +110,86 @@ def test_builds_are_removed_and_files_of_others_stay(redis_build, prefix, tmp_pa
     redis_build.remove(str(prefix / "not there"))
 
 
+@pytest.mark.parametrize("name", ["sha384", "sha512"])
+def test_longer_digests_do_as_well(redis_build, name):
+    redis_build._verify(io.BytesIO(b"tar"), "/t", f"{name}={hashlib.new(name, b'tar').hexdigest()}")
+
+
+@pytest.fixture
+def shelf(redis_build, prefix):
+    """``shelf(*names)``: builds beside the first one, each younger than the one before."""
+
+    def make(*names):
+        (prefix / "7.0.15-abc" / "build.json").unlink()
+        for number, name in enumerate(("7.0.15-abc", *names)):
+            folder = prefix / name
+            if not folder.exists():
+                shutil.copytree(prefix / "7.0.15-abc", folder)
+            programs = {program: {"size": 7, "sha256": ""} for program in redis_build.PROGRAMS}
+            record = {"build": name, "built": f"2026-01-0{number + 1}T00:00:00Z", "programs": programs}
+            (folder / "build.json").write_text(json.dumps(record))
+        return str(prefix)
+
+    return make
+
+
+def test_the_newest_builds_stay_beside_the_wished_one(redis_build, shelf):
+    wished = redis_build.name("8.0.6", HASH)
+    where = shelf("9.9.9-b", wished, "1.1.1-c")
+
+    def spare(keep):
+        return redis_build.spare(keep, "8.0.6", HASH, where)
+
+    assert [record["rdb_version"] for record in redis_build.builds(where)] == [None] * 4
+    assert (spare(3), spare(2), spare(1)) == ([], ["7.0.15-abc"], ["7.0.15-abc", "9.9.9-b"])
+
+
+@pytest.mark.parametrize("link", ["current", "instance-6379"])
+def test_a_build_that_a_link_leads_to_stays(redis_build, shelf, link, tmp_path, monkeypatch):
+    monkeypatch.setattr(redis_build, "_LOCK_DIR", str(tmp_path / "lock"))
+    where = shelf("9.9.9-b", "1.1.1-c")
+    os.symlink("7.0.15-abc", os.path.join(where, link))
+    assert redis_build.spare(1, "8.0.6", HASH, where) == ["9.9.9-b"]
+    assert redis_build.spare(1, "8.0.6", HASH, where, ahead=True) == ["7.0.15-abc", "9.9.9-b"]
+    with pytest.raises(CommandExecutionError, match="is in use"):
+        redis_build.discard("7.0.15-abc", where)
+    redis_build.discard("9.9.9-b", where)
+    redis_build.discard("9.9.9-b", where)
+    assert [record["build"] for record in redis_build.builds(where)] == ["1.1.1-c", "7.0.15-abc"]
+
+
+def test_a_build_that_a_process_executes_stays(redis_build, shelf):
+    where = shelf("9.9.9-b")
+    program = os.path.join(where, "7.0.15-abc", "bin", "redis-server")
+    shutil.copy("/bin/sleep", program)
+    process = subprocess.Popen([program, "60"])
+    try:
+        assert "7.0.15-abc" in redis_build._used(where)
+    finally:
+        process.kill()
+        process.wait()
+    assert "7.0.15-abc" not in redis_build._used(where)
+
+
+@pytest.mark.parametrize(
+    ("head", "version"), [(b"REDIS0011\xfa", 11), (b"REDIS0009", 9), (b"VALKEY080\xfa", 80), (b"REDIS00", None)]
+)
+def test_a_snapshot_says_its_version(redis_build, tmp_path, head, version):
+    path = tmp_path / "dump.rdb"
+    path.write_bytes(head)
+    if version:
+        assert redis_build._rdb_version(str(path)) == version
+        return
+    for spoil in (lambda: None, lambda: path.unlink() or os.mkfifo(path)):
+        spoil()
+        with pytest.raises(CommandExecutionError, match="do not begin like"):
+            redis_build._rdb_version(str(path))
+    path.unlink()
+    path.symlink_to("/etc/shadow")
+    with pytest.raises(OSError):
+        redis_build._rdb_version(str(path))
+
+
 @pytest.mark.parametrize("form", ["{}", "sha256={}", "SHA256={}"])
 def test_a_tarball_is_known_by_its_digest(redis_build, form):
     digest = hashlib.sha256(b"tar").hexdigest()
@@ -120,9 +202,10 @@ def test_a_tarball_is_known_by_its_digest(redis_build, form):
     assert "sesame" not in str(caught.value)
 
 
-def test_an_unknown_digest_is_refused(redis_build):
-    with pytest.raises(SaltInvocationError, match="no digest known here"):
-        redis_build._verify(io.BytesIO(b""), "/t", "crc=00")
+@pytest.mark.parametrize("digest", ["crc=00", "md5=d41d8cd98f00b204e9800998ecf8427e", "sha1=da39a3ee"])
+def test_a_digest_that_proves_nothing_is_refused(redis_build, digest):
+    with pytest.raises(SaltInvocationError, match="no digest trusted here"):
+        redis_build._verify(io.BytesIO(b""), "/t", digest)
 
 
 def test_a_tarball_on_this_host_is_looked_at_and_no_other(redis_build, tmp_path):

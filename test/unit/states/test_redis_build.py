@@ -106,6 +106,7 @@ def test_current_fails_when_another_one_is(state):
 
 
 WISHES = {
+    "old builds": (lambda state: state.kept("/opt/redis", 2, "7.0.15", HASH), "spare", [["6.2.0-old"], []], "discard"),
     "links": (lambda state: state.linked("/b"), "links", [{"/b/redis-cli": {"old": "", "new": "/t"}}, {}], "link"),
     "no links": (lambda state: state.unlinked("/b"), "linked", [["/b/redis-cli"], []], "unlink"),
     "no builds": (
