@@ -248,7 +248,7 @@ def schedule_facts(instance: str) -> dict[str, Any]:
     redis, wish = _wish(instance)
     files = {path: _diff(path, text) for path, text in _wanted(redis, wish).items()}
     facts = {"files": {path: diff for path, diff in files.items() if diff}, "timer": ""}
-    return {**facts, **_timer_facts(wish["name"])} if redis["service_manager"] == "systemd" else facts
+    return {**facts, **_timer_facts(wish["name"])} if _booted_by_systemd() else facts
 
 
 def schedule_check(instance: str) -> str:
@@ -266,9 +266,8 @@ def schedule_check(instance: str) -> str:
 
         salt '*' redis_backup.schedule_check 6379
     """
-    redis, wish = _wish(instance)
-    at = wish["backup"]["at"]
-    if redis["service_manager"] != "systemd":
+    at = _wish(instance)[1]["backup"]["at"]
+    if not _booted_by_systemd():
         if not os.path.isdir(_CRON_DIR) or not salt.utils.path.which("cron"):
             raise CommandExecutionError("Without systemd cron makes the backups: install the package cron first")
         return f"cron makes them {at}"
@@ -277,7 +276,7 @@ def schedule_check(instance: str) -> str:
     if answer["retcode"] != 0:
         raise CommandExecutionError(
             f"systemd knows no time {at!r}: correct redis_sidekiq:redis:backup:at, or that of the instance "
-            f"{wish['name']}. It says: {(answer['stderr'] or answer['stdout']).strip()}"
+            f"{instance}. It says: {(answer['stderr'] or answer['stdout']).strip()}"
         )
     return f"they are made {at}"
 
@@ -301,11 +300,11 @@ def schedule(instance: str) -> None:
     schedule_check(instance)
     wanted = _wanted(redis, wish)
     if "removed" in schedule_facts(instance)["files"].values():
-        unschedule(instance)  # what the other service manager had
+        unschedule(instance)  # of a time when the host was booted otherwise
     for path, text in wanted.items():
         if text is not None and _read(path) != text:
             _write(path, text)
-    if redis["service_manager"] == "systemd":
+    if _booted_by_systemd():
         timer = _units(wish["name"])[1]
         _systemctl("daemon-reload")
         _systemctl("enable", timer)
@@ -349,7 +348,7 @@ def unschedule(instance: str) -> None:
     """
     files = scheduled().get(str(instance), [])
     service, timer = _units(str(instance))
-    booted = os.path.isdir("/run/systemd/system")  # sd_booted(3)
+    booted = _booted_by_systemd()
     if booted and any(path.endswith(f"/{timer}") for path in files):
         _systemctl("disable", "--now", timer)
     try:
@@ -518,12 +517,16 @@ def _refuse_replica(wish: dict[str, Any]) -> None:
 # Timers
 
 
+def _booted_by_systemd() -> bool:
+    return os.path.isdir("/run/systemd/system")  # sd_booted(3)
+
+
 def _wanted(redis: dict[str, Any], wish: dict[str, Any]) -> dict[str, str | None]:
     """Path -> text of each file that makes backups; None for one that must not be there."""
     service, timer = (os.path.join(_UNIT_DIR, unit) for unit in _units(wish["name"]))
     cron = os.path.join(_CRON_DIR, f"redis_{wish['name']}_backup")
     command = " ".join(_command(*_backup_words(redis, wish)))
-    if redis["service_manager"] != "systemd":
+    if not _booted_by_systemd():
         when = _cron_time(wish)
         return {service: None, timer: None, cron: _CRON.format(mark=_MARK, when=when, command=command)}
     said = {"mark": _MARK, "port": wish["name"], "command": command, "data": wish["dir"], **wish["backup"]}

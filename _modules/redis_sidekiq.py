@@ -293,8 +293,8 @@ BACKUP = Section(
         "at": Setting(
             "calendar",
             "daily",
-            "When, as systemd writes it (`OnCalendar`); daily, since AOF and save points guard against a crash. With "
-            "`service_manager: sysv` one of hourly, daily, weekly, monthly.",
+            "When, as systemd writes it (`OnCalendar`); daily, since AOF and save points guard against a crash. On "
+            "a host without systemd one of hourly, daily, weekly, monthly.",
             example="*-*-* 03:30",
         ),
         "delay": Setting(
@@ -1809,10 +1809,9 @@ def _backups_lie_apart(wish, problems):
                          "nor emptied at a boot")
 
 
-def _backups_suit_the_service_manager(wish, problems):
-    """With `service_manager: sysv` cron makes the backups, so `backup:at` is hourly, daily, weekly or monthly."""
-    manager = wish["redis"]["service_manager"]
-    if problems.at(f"{R}:service_manager") or (manager == "auto" and _booted_by_systemd()) or manager == "systemd":
+def _backups_can_be_timed(wish, problems):
+    """On a host that systemd did not boot cron makes the backups, so `backup:at` is hourly, daily, weekly or monthly."""
+    if _booted_by_systemd():
         return
     for port, entry in wish["redis"]["instances"].items():
         own = f"{R}:instances:{port}:backup"
@@ -2097,7 +2096,7 @@ RULES = (
     _users_are_behind_a_password,
     _users_may_do_something,
     _backups_lie_apart,
-    _backups_suit_the_service_manager,
+    _backups_can_be_timed,
     _redis_is_not_open_to_everybody,
     _tls_is_compiled_in,
     _tls_is_whole,

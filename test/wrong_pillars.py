@@ -356,11 +356,6 @@ BACKUPS = [
     ("a list for a backup", instance(backup=["daily"]), [f"{INSTANCE}:backup: found a list", "a map"]),
     ("false for a backup", instance(backup=False), [f"{INSTANCE}:backup: found true or false", "a map"]),
     ("null for a backup's time", backup(at=None), [f"{BACKUP}:at: found nothing (null)", "leave the key out"]),
-    (
-        "a time that cron does not know",
-        redis(service_manager="sysv", backup={"enabled": True, "at": "*-*-* 03:30"}),
-        [f"{BACKUP}:at: found '*-*-* 03:30'", "without systemd: hourly, daily"],
-    ),
 ]
 
 USERS = [

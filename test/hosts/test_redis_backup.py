@@ -39,6 +39,11 @@ def ready(host: Host, instance: dict | None = None, **backup) -> None:
     apply_locally(host).assert_ok()
 
 
+def instances(host: Host, *ports: str) -> None:
+    redis = {**tarball(redis_version("bookworm")), "backup": NOW, "instances": {port: {} for port in ports}}
+    put_pillar(host, {"redis_sidekiq": {"roles": ["redis"], "redis": redis}})
+
+
 # The timer -----------------------------------------------------------------------------------------------------------
 
 
@@ -93,22 +98,34 @@ def test_a_time_that_systemd_does_not_know_is_written_nowhere(redis_host):
     assert not host.exists(f"/etc/systemd/system/{TIMER}") and run.states[SERVES]["result"] is True
 
 
-def test_timers_go_with_their_instance_and_with_clean_and_cron_takes_over(redis_host):
+def test_cron_makes_them_where_systemd_did_not_boot_the_host(redis_host):
     host = redis_host()
     configure(host, backup={"enabled": True}, service_manager="sysv")
+    host.run(["mv", "/run/systemd/system", "/run/systemd/away"])
+    run = apply_locally(host, "redis_sidekiq.redis.backup", test=True)
+    assert "install the package cron first" in run.failed[BACKED_UP]
+    host.write("/usr/sbin/cron", "#!/bin/sh\n", mode=0o755)
+    assert changed(apply_locally(host, "redis_sidekiq.redis.backup")) >= {BACKED_UP, HAS_FOLDER}
+    apply_locally(host, "redis_sidekiq.redis.backup").assert_unchanged()
+    host.run(["sh", "-c", re.search("root (.*)", host.run(["cat", "/etc/cron.d/redis_6379_backup"]).stdout)[1]])
+    assert len(names(host)) == 1 and not host.exists(f"/etc/systemd/system/{TIMER}")
+    host.run(["mv", "/run/systemd/away", "/run/systemd/system"])
+    assert changed(apply_locally(host, "redis_sidekiq.redis.backup")) == {BACKED_UP}
+    assert not host.exists("/etc/cron.d/redis_6379_backup") and shown(host, TIMER, "ActiveState") == "active"
+
+
+def test_timers_go_with_their_instance_and_with_clean(redis_host):
+    host = redis_host()
+    instances(host, "6379", "6380")
     apply_locally(host).assert_ok()
+    host.run(["systemctl", "start", SERVICE, "redis_6380_backup.service"])
+    instances(host, "6379")
+    assert NO_OTHER in changed(apply_locally(host))
     apply_locally(host).assert_unchanged()
-    line = host.run(["grep", "root", "/etc/cron.d/redis_6379_backup"]).stdout
-    assert not host.exists(f"/etc/systemd/system/{TIMER}")
-    host.run(["sh", "-c", re.search("root (.*)", line)[1]])
-    assert len(names(host)) == 1
-    configure(host, backup={"enabled": True})
-    assert BACKED_UP in changed(apply_locally(host))
-    assert not host.exists("/etc/cron.d/redis_6379_backup") and host.exists(f"/etc/systemd/system/{TIMER}")
-    apply_locally(host).assert_unchanged()
+    assert not host.exists("/etc/systemd/system/redis_6380_backup.timer") and host.exists(f"/etc/systemd/system/{TIMER}")
     apply_locally(host, "redis_sidekiq.clean").assert_ok()
     assert not host.exists(f"/etc/systemd/system/{TIMER}") and not host.exists("/usr/local/lib/redis_sidekiq")
-    assert len(names(host)) == 1
+    assert len(names(host)) == len(names(host, "6380")) == 1
     apply_locally(host, "redis_sidekiq.clean").assert_unchanged()
 
 
@@ -294,19 +311,25 @@ def test_wherever_a_restore_is_cut_off_a_start_finds_whole_data(drills, port, pl
     assert drill.host.run(["find", drill.data, "-name", ".*restore*"]).stdout == ""
 
 
-def test_after_a_power_cut_in_a_restore_the_host_serves_whole_data(drills):
+@pytest.mark.parametrize("cut", ["power", "salt-call killed"])
+def test_after_a_cut_in_a_restore_the_host_serves_whole_data(drills, cut):
     drill = drills()
     host, path = drill.host, drill.backup()["path"]
     drill.ask("set", "since", "1")
     host.run(["sleep", "1.5"])  # appendfsync everysec
     running = host.popen(["salt-call", "--local", "redis_backup.restore", "6379", path])
     wait_for(drill.leftovers, 60, "the restore is under way")
-    host.power_cut()
+    if cut == "power":
+        host.power_cut()
+        host.start()
+    else:
+        host.run(["pkill", "-9", "-f", "redis_backup"])
+        apply_locally(host).assert_ok()
     running.wait(30)
-    host.start()
     wait_for(lambda: host.run(["redis-cli", "ping"], check=False).stdout == "PONG\n", 30, "Redis serves")
     assert (drill.keys(), drill.ask("exists", "since")) in [(301, "1"), (300, "0")]
     assert drill.restore(path)["result"] and drill.keys() == 300
+    assert host.run(["find", drill.data, "-name", ".*restore*"]).stdout == ""
     apply_locally(host).assert_unchanged()
 
 

@@ -8,7 +8,7 @@ import pytest
 from salt.exceptions import CommandExecutionError, SaltInvocationError
 
 BACKUP = {"enabled": True, "keep": 7, "at": "daily", "delay": 3600, "dir": "/var/backups/redis/6379"}
-REDIS = {"prefix": "/opt/redis", "user": "redis", "group": "redis", "service_manager": "systemd"}
+REDIS = {"prefix": "/opt/redis", "user": "redis", "group": "redis"}
 NAME = "dump-20260102T030405Z.rdb"
 
 
@@ -31,6 +31,7 @@ def redis_backup(load, wish):
     """The module on a minion with that instance."""
     module = load("_modules/redis_backup.py")
     module.__grains__ = {"id": "web1"}
+    module._booted_by_systemd = lambda: True
     module.__salt__ = {
         "redis_sidekiq.settings": lambda: {"redis": {**REDIS, "instances": [wish]}},
         "redis_server.config_diff": lambda *_: {},
@@ -136,6 +137,14 @@ def test_the_units_hold_the_command_and_no_secret(redis_backup, wish):
         "--check=/opt/redis/current/bin/redis-check-rdb --user=redis --group=redis"
     )
     assert "OnCalendar=daily\n" in timer and "RandomizedDelaySec=3600\n" in timer
+
+
+def test_without_systemd_cron_runs_the_command(redis_backup, wish):
+    redis_backup._booted_by_systemd = lambda: False
+    *units, cron = redis_backup._wanted(REDIS, wish).values()
+    assert units == [None, None]
+    line = cron.splitlines()[-1]
+    assert f" * * * root {redis_backup._python()} -I -B {redis_backup.PROGRAM} backup --config=" in line
 
 
 @pytest.mark.parametrize(

@@ -469,6 +469,20 @@ def test_defaults(settle):
     }
 
 
+def test_without_systemd_backups_come_at_a_time_that_cron_knows(redis_sidekiq, check):
+    redis_sidekiq._booted_by_systemd = lambda: False
+    own = {"6379": {"backup": {"at": "hourly"}}, "6380": {}, "6381": {"backup": {"enabled": False}}}
+    redis = {"backup": {"enabled": True, "at": "*-*-* 03:30"}, "instances": own}
+    path = "redis_sidekiq:redis:backup:at"
+    assert check({"redis_sidekiq": {"roles": ["redis"], "redis": redis}}) == [
+        f"{path}: found '*-*-* 03:30'; allowed without systemd: hourly, daily, weekly, monthly"
+    ]
+    redis["instances"] = {"6379": {"backup": {"at": "yearly"}}}
+    assert check({"redis_sidekiq": {"redis": redis}})[0].startswith(
+        "redis_sidekiq:redis:instances:6379:backup:at: found 'yearly'"
+    )
+
+
 def test_an_instance_says_its_own_of_backups_and_takes_the_rest(settle):
     backup = {"enabled": True, "keep": 3, "dir": "/srv/backups"}
     own = {"6379": {"backup": {"keep": 9, "at": "hourly"}}, "6380": {"backup": {"enabled": False}}, "6381": {"backup": None}}
