@@ -88,9 +88,12 @@ def open_folder():
 
 @pytest.fixture(scope="session")
 def redis_flags() -> dict:
-    """What is compiled in: systemd's notification where its headers are installed, and the quickest allocator."""
-    has = subprocess.run(["pkg-config", "--exists", "libsystemd"], check=False).returncode == 0
-    return {"malloc": "libc", "systemd": has}
+    """What is compiled in: systemd's notification and TLS where their headers are installed, and the quickest allocator."""
+
+    def has(library: str) -> bool:
+        return subprocess.run(["pkg-config", "--exists", library], check=False).returncode == 0
+
+    return {"malloc": "libc", "systemd": has("libsystemd"), "tls": has("openssl")}
 
 
 @pytest.fixture

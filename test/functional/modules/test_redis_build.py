@@ -59,7 +59,6 @@ def test_a_build_is_roots_runs_and_has_a_record(modules, redis_build, redis_tarb
     assert {
         "version": REDIS,
         "digest": redis_tarball["source_hash"],
-        "tls": False,
         "rdb_version": 10,
         **redis_flags,
     }.items() <= record.items()
@@ -192,12 +191,18 @@ def test_a_tarball_without_redis_is_refused(build, make_tarball, prefix, open_fo
     [
         ("7.0.14", {}, "version is '7.0.15', wanted is '7.0.14'"),
         (REDIS, {"malloc": "jemalloc"}, "malloc is 'libc', wanted is 'jemalloc'"),
-        (REDIS, {"tls": True}, "tls is False, wanted is True"),
     ],
 )
 def test_a_build_that_is_another_than_wanted_is_not_installed(build, make_tarball, prefix, version, flags, words):
     with pytest.raises(CommandExecutionError, match=words):
         build(version, **make_tarball(), **flags)
+    assert nothing_is_left(prefix)
+
+
+def test_a_build_with_or_without_tls_is_not_taken_for_the_other(build, make_tarball, prefix, redis_flags):
+    has = redis_flags["tls"]
+    with pytest.raises(CommandExecutionError, match=f"tls is {has}, wanted is {not has}"):
+        build(REDIS, **make_tarball(), tls=not has)
     assert nothing_is_left(prefix)
 
 
