@@ -170,7 +170,7 @@ def verify(instance: str, backup: str) -> dict[str, Any]:
     instance
         Name of the instance in the settings: its port.
     backup
-        Name of one of its backups, or an absolute path as :func:`restore` takes it.
+        Name or path of one of its backups. Any other file is checked by :func:`restore`, before anything stops.
 
     Returns ``path``, ``bytes`` and ``keys``. Raises CommandExecutionError with the checker's words.
 
@@ -181,7 +181,10 @@ def verify(instance: str, backup: str) -> dict[str, Any]:
         salt '*' redis_backup.verify 6379 dump-20260102T030405Z.rdb
     """
     redis, wish = _wish(instance)
-    return _run("verify", *_check_words(redis), _path(wish, backup))
+    path = _path(wish, backup)
+    if os.path.dirname(path) != wish["backup"]["dir"]:
+        raise SaltInvocationError(f"{path} is no backup in {wish['backup']['dir']}; restore checks it before it stops anything")
+    return _run("verify", *_check_words(redis), path)
 
 
 def restore(instance: str, backup: str) -> dict[str, Any]:

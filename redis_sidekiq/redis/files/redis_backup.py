@@ -531,7 +531,9 @@ def sync(folder: str) -> None:
 @contextlib.contextmanager
 def lock(name: str):
     """A lock that the kernel lets go of when its holder dies."""
-    os.makedirs(LOCKS, mode=0o755, exist_ok=True)
+    if not os.path.isdir(LOCKS):
+        os.makedirs(LOCKS, exist_ok=True)
+        os.chmod(LOCKS, 0o755)  # others of the formula work below it as unprivileged users
     with open(os.path.join(LOCKS, f"{name}.lock"), "w", encoding="ascii") as handle:
         until = time.monotonic() + BUSY
         while True:
