@@ -36,6 +36,7 @@ _RECIPE = 1  # part of a build's name: raise it when the same settings shall giv
 _RECORD = "build.json"
 _CURRENT = "current"
 _LOCK_DIR = "/run/redis_sidekiq"
+_ROOM = 400_000_000  # bytes that a build takes while it is made, at most (Redis 8 with debugging symbols)
 _TIMEOUT = 7200  # s for the compiler; one slow core takes minutes for Redis 8
 _LAST_LINES = 30
 
@@ -582,9 +583,24 @@ def _compile_and_install(
         os.rename(staged, target)
         _sync_folder(prefix)
     except OSError as err:
-        raise CommandExecutionError(f"Cannot install the build in {prefix}: {err}") from err
+        words = f"Cannot install the build in {prefix}: {err}"
+        raise CommandExecutionError(_room_for_build(words, prefix)) from err
+    except CommandExecutionError as err:
+        raise CommandExecutionError(_room_for_build(str(err), prefix)) from err
     finally:
         shutil.rmtree(private, ignore_errors=True)
+
+
+def _room_for_build(words: str, prefix: str) -> str:
+    """What went wrong; of a full disk (ENOSPC in a program's own words, LC_ALL=C) also where and how much."""
+    if os.strerror(errno.ENOSPC) not in words and "No space left on device" not in words:
+        return words
+    found = os.statvfs(prefix)
+    size, free = (f"{blocks * found.f_frsize / 1_000_000:.1f} MB" for blocks in (found.f_blocks, found.f_bavail))
+    return (
+        f"{prefix} is full: a build needs about {_ROOM // 1_000_000} MB there while it is made, and all of it has {size}, "
+        f"{free} free when this failed. {words}"
+    )
 
 
 def _write_record(folder: str, record: dict[str, Any]) -> None:

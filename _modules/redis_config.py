@@ -510,4 +510,6 @@ def _write(instance: str, record: dict[str, Any]) -> None:
             os.fsync(handle)
         os.replace(draft, path)
     except OSError as err:
+        with contextlib.suppress(OSError):
+            os.unlink(draft)
         raise CommandExecutionError(f"Cannot write {path}: {err.strerror}") from err

@@ -259,6 +259,8 @@ def _write_or_remove(path: str, text: str | None, mode: int) -> None:
         os.replace(draft, path)
         _sync_folder(folder)
     except OSError as err:
+        with contextlib.suppress(OSError):
+            os.unlink(draft)
         raise CommandExecutionError(f"Cannot write {path}: {err.strerror}") from err
 
 

@@ -1103,11 +1103,10 @@ def _make_safe(wish: dict[str, Any], old: dict[str, Any]) -> tuple[int | None, l
         aof_now = client.config_get("appendonly").get("appendonly") == "yes"
         notes, undo = [], None
         _same_places(client, wish)
-        if not aof_next and info.get("rdb_last_bgsave_status") != "ok":
-            raise CommandExecutionError(
-                f"{wish['unit']} could not write its last snapshot, so a stop could lose keys: look into its log and "
-                f"at the space in {wish['dir']}"
-            )
+        if not (aof_now and aof_next) or client.config_get("save").get("save"):
+            _refuse_full_disk(wish)
+        if not aof_next:
+            _save_now(client, wish, info)
         if aof_now and aof_next and info.get("aof_last_write_status") != "ok":
             raise CommandExecutionError(
                 f"{wish['unit']} could not write to its AOF, so a stop would lose keys: look into its log and at the "
@@ -1133,6 +1132,45 @@ def _make_safe(wish: dict[str, Any], old: dict[str, Any]) -> tuple[int | None, l
         raise CommandExecutionError(
             f"{wish['unit']} cannot be asked to save its data, so it was not stopped: {err}"
         ) from err
+
+
+def _refuse_full_disk(wish: dict[str, Any]) -> None:
+    """
+    A server that cannot write its snapshot at its end does not end (src/server.c, finishShutdown), and would be killed in
+    the end. Asking it to try would make it refuse writes (stop-writes-on-bgsave-error), so the disk is asked first.
+    """
+    with contextlib.suppress(OSError):
+        needed = 1 << 20
+        with contextlib.suppress(FileNotFoundError):
+            needed += os.path.getsize(os.path.join(wish["dir"], _wished(wish, "dbfilename", _PLACES["dbfilename"])))
+        free = _free(wish["dir"])
+        if free < needed:
+            raise CommandExecutionError(
+                f"{wish['unit']} was not stopped: its last snapshot takes {_megabytes(needed)}, and {wish['dir']} has "
+                f"{_megabytes(free)} free for the next; make room, then run again"
+            )
+
+
+def _save_now(client: Any, wish: dict[str, Any], info: dict[str, Any]) -> None:
+    """A proof that its keys can be written, while it still serves them: the next start has nothing but the snapshot."""
+    if info.get("rdb_changes_since_last_save") == 0 and info.get("rdb_last_bgsave_status") == "ok":
+        return
+    client.bgsave()
+    if _wait_until_idle(client, wish).get("rdb_last_bgsave_status") != "ok":
+        raise CommandExecutionError(
+            f"{wish['unit']} cannot write a snapshot, so a stop could lose keys and it was not stopped: look into its log "
+            f"and at the space in {wish['dir']}, then run again"
+        )
+
+
+def _free(folder: str) -> int:
+    """Bytes that somebody who is not root can still write there."""
+    found = os.statvfs(folder)
+    return found.f_bavail * found.f_frsize
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1_000_000:.1f} MB"
 
 
 def _make_safe_unasked(wish: dict[str, Any], old: dict[str, Any]) -> tuple[None, list[str], None]:
@@ -1434,14 +1472,20 @@ def _write(name: str, text: str, mode: int, gid: int) -> None:
     with _failing(f"Cannot write {name}"):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(draft)
-        handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-        with open(handle, "w", encoding="utf-8", newline="") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fchown(handle, 0, gid)
-            os.fchmod(handle, mode)
-            os.fsync(handle)
-        os.replace(draft, name)
+        try:
+            handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+            with open(handle, "w", encoding="utf-8", newline="") as stream:
+                stream.write(text)
+                stream.flush()
+                os.fchown(handle, 0, gid)
+                os.fchmod(handle, mode)
+                os.fsync(handle)
+            os.replace(draft, name)
+        except OSError:
+            # On a full disk it would hold what little there is.
+            with contextlib.suppress(OSError):
+                os.unlink(draft)
+            raise
         _sync_folder(folder)
 
 

@@ -284,13 +284,16 @@ class Server:
             "dbfilename": "dump.rdb",
             **config,
         }
-        self.said = []
+        self.said, self.saved = [], 0
 
     def info(self, section):
         return self.persistence if section == "persistence" else {"db0": {"keys": 3}, "db1": {"keys": 4}}
 
     def config_get(self, name):
         return {name: self.config[name]} if name in self.config else {}
+
+    def bgsave(self):
+        self.saved += 1
 
     def config_set(self, name, value):
         self.said.append((name, value))
@@ -337,6 +340,33 @@ def test_a_snapshot_is_asked_for_where_nothing_else_saves(redis_server):
 def test_a_server_that_cannot_save_is_not_stopped(redis_server, persistence, appendonly):
     with pytest.raises(CommandExecutionError, match="a stop (could|would) lose keys"):
         make_safe(redis_server, Server(persistence), appendonly=appendonly)
+
+
+def test_a_snapshot_is_proven_before_a_stop_that_relies_on_it(redis_server):
+    for persistence, appendonly, saved in [
+        ({"rdb_changes_since_last_save": 0}, "no", 0),
+        ({"rdb_changes_since_last_save": 1}, "no", 1),
+        ({"rdb_changes_since_last_save": 1}, "yes", 0),
+    ]:
+        server = Server(persistence)
+        make_safe(redis_server, server, appendonly=appendonly)
+        assert server.saved == saved
+
+
+def test_a_server_whose_next_snapshot_has_no_room_is_not_stopped(redis_server, monkeypatch, tmp_path):
+    (tmp_path / "dump.rdb").write_bytes(bytes(5_000_000))
+    wish = {**INSTANCE, "dir": str(tmp_path), "directives": [["appendonly", "yes"]]}
+    monkeypatch.setattr(redis_server, "_free", lambda folder: 6_048_575)
+    with pytest.raises(CommandExecutionError, match=r"takes 6.0 MB, and .* has 6.0 MB free"):
+        redis_server._refuse_full_disk(wish)
+    monkeypatch.setattr(redis_server, "_free", lambda folder: 6_048_576)
+    redis_server._refuse_full_disk(wish)
+
+
+def test_a_full_disk_is_told_of_a_failed_build(redis_server, tmp_path):
+    assert redis_server._room_for_build("error: expected ';'", str(tmp_path)) == "error: expected ';'"
+    words = redis_server._room_for_build("tar: x: Cannot write: No space left on device", str(tmp_path))
+    assert words.startswith(f"{tmp_path} is full: a build needs about 400.0 MB there") and words.endswith("on device")
 
 
 def test_a_busy_server_is_waited_for_and_then_left_alone(redis_server, monkeypatch):
