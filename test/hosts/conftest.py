@@ -250,6 +250,29 @@ def sidekiq_hosts(request, module_hosts, masterless):
     return host_of
 
 
+@pytest.fixture(scope="session")
+def tls_image(hosts_gone_at_the_end, masterless):
+    """Return a function of an image that gives the image of a host whose Redis has TLS compiled in, and speaks none yet."""
+    return lambda image: make_tls_image(image, masterless(image).image)
+
+
+def make_tls_image(image: str, converged: str) -> str:
+    """Let the formula compile Redis with TLS on a converged host; of the lanes of one run the first makes it."""
+    with locked(f"tls-{image}"):
+        record = SNAPSHOTS / f"{image}-tls-{RUN}" / "made"
+        if not record.exists():
+            host = boot(f"t-{image}", converged)
+            host.write("/etc/image", image)
+            host.run(["sh", "-c", "rm -f /etc/sudoers.d/sidekiq-deploy"])
+            make_masterless(host, {})
+            configure(host, build={"malloc": "libc", "tls": True})
+            apply_locally(host).assert_ok()
+            host.power_off()
+            made = host.snapshot(f"{image}-tls", RUN)
+            record.write_text(made)
+        return record.read_text()
+
+
 @pytest.fixture
 def redis_host(request, masterless, make_host):
     """Return a function of (image) that gives a fresh copy of a converged host with Redis alone in its pillar."""

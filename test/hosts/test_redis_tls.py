@@ -6,7 +6,7 @@ import pytest
 
 from test import certificates
 from test.hosts.harness.host import Host
-from test.hosts.lab import apply_locally, make_masterless, put_pillar, redis_version, salt_call, tarball
+from test.hosts.lab import apply_locally, put_pillar, redis_version, salt_call, tarball
 from test.hosts.redis_lab import CONFIG, LIVE, SERVES, changed, pid
 
 UNIT = "Redis instance 6379 has its unit"
@@ -21,26 +21,6 @@ def say(host: Host, instance: dict, **redis) -> None:
     version = redis_version(host.run(["cat", "/etc/image"]).stdout.strip())
     redis = {**tarball(version), "build": {"malloc": "libc", "tls": True}, **redis, "instances": {"6379": instance}}
     put_pillar(host, {"redis_sidekiq": {"roles": ["redis"], "redis": redis}})
-
-
-@pytest.fixture(scope="module")
-def tls_image(module_hosts, masterless):
-    """Return a function of an image that gives the image of a host whose Redis has TLS compiled in; made once."""
-    made: dict[str, str] = {}
-
-    def image_of(image: str) -> str:
-        if image not in made:
-            host = module_hosts(f"tls-built-{image}", image=masterless(image).image)
-            host.write("/etc/image", image)
-            make_masterless(host, {})
-            host.run(["rm", "-f", "/etc/sudoers.d/sidekiq-deploy"])
-            say(host, {})
-            apply_locally(host).assert_ok()
-            host.power_off()
-            made[image] = host.snapshot(f"{image}-tls")
-        return made[image]
-
-    return image_of
 
 
 @pytest.fixture
