@@ -103,7 +103,7 @@ def _wish(instance: str) -> dict[str, Any]:
     found = [wish for wish in redis["instances"] if wish["name"] == str(instance)]
     if not found:
         raise SaltInvocationError(f"{instance!r} is not a Redis instance of this minion")
-    return {**found[0], "binary": os.path.join(redis["prefix"], "current", "bin", "redis-server")}
+    return {**found[0], "binary": __salt__["redis_build.binary"](redis["prefix"])}
 
 
 def _wished(wish: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -1,5 +1,5 @@
 """
-Builds of Redis: made from a verified tarball, side by side in a prefix, one of them the current one.
+Builds of Redis or Valkey: made from a verified tarball, side by side in a prefix, one of them the current one.
 
 Each build has a record of what it was made from; the link ``current`` points at one, and links in the search path lead
 through it. Unpacking, compiling and the trial run happen in ``redis_sandbox``.
@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 
     __salt__: dict[str, Any] = {}
 
-PROGRAMS = ("redis-server", "redis-cli", "redis-benchmark", "redis-sentinel", "redis-check-aof", "redis-check-rdb")
+FLAVORS = {"redis": "Redis", "valkey": "Valkey"}
+_TOOLS = ("server", "cli", "benchmark", "sentinel", "check-aof", "check-rdb")
+PROGRAMS = {flavor: tuple(f"{flavor}-{tool}" for tool in _TOOLS) for flavor in FLAVORS}
 
 _DIGESTS = ("sha256", "sha384", "sha512")
 _RECIPE = 1  # part of a build's name: raise it when the same settings shall give another build
@@ -51,9 +53,9 @@ def builds(prefix: str = "/opt/redis") -> list[dict[str, Any]]:
     prefix
         Folder that holds them.
 
-    Returns a list of records, sorted by name: ``build`` (the folder's name), ``version``, ``digest`` (of the tarball),
-    ``malloc``, ``tls``, ``systemd``, ``source``, ``built`` (UTC), ``seconds``, ``rdb_version`` (int: of the snapshots that
-    it writes; None: not asked when it was made) and ``programs`` (name -> size and sha256).
+    Returns a list of records, sorted by name: ``build`` (the folder's name), ``flavor``, ``version``, ``digest`` (of
+    the tarball), ``malloc``, ``tls``, ``systemd``, ``source``, ``built`` (UTC), ``seconds``, ``rdb_version`` (int: of
+    the snapshots that it writes; None: not asked when it was made) and ``programs`` (name -> size and sha256).
 
     CLI Example:
 
@@ -71,12 +73,13 @@ def facts(
     malloc: str = "jemalloc",
     tls: bool = False,
     systemd: bool = True,
+    flavor: str = "redis",
 ) -> dict[str, Any]:
     """
     Whether a build is there, and which one is current.
 
     version
-        Release of Redis, such as ``8.0.6``.
+        The release, such as ``8.0.6``.
     source_hash
         The tarball's digest, ``sha256=HEX``.
     prefix
@@ -85,6 +88,8 @@ def facts(
         ``jemalloc`` or ``libc``.
     tls, systemd
         What is compiled in (bool).
+    flavor
+        ``redis`` or ``valkey``.
 
     Returns ``build`` (name of this one: version, and a hash over all that makes it what it is), ``present`` (bool),
     ``current`` (name of the build that the link points at, or empty), ``leftovers`` (names of what a run that was cut
@@ -96,7 +101,7 @@ def facts(
 
         salt '*' redis_build.facts 8.0.6 source_hash=sha256=6d0a99138...
     """
-    build = name(version, source_hash, malloc, tls, systemd)
+    build = name(version, source_hash, malloc, tls, systemd, flavor)
     return {
         "build": build,
         "present": _read_record(prefix, build) is not None,
@@ -105,11 +110,18 @@ def facts(
     }
 
 
-def name(version: str, source_hash: str, malloc: str = "jemalloc", tls: bool = False, systemd: bool = True) -> str:
+def name(
+    version: str,
+    source_hash: str,
+    malloc: str = "jemalloc",
+    tls: bool = False,
+    systemd: bool = True,
+    flavor: str = "redis",
+) -> str:
     """
     A build's name: the version, and a hash over all that makes it what it is. How many compilers work on it does not.
 
-    version, source_hash, malloc, tls, systemd
+    version, source_hash, malloc, tls, systemd, flavor
         See :func:`facts`.
 
     CLI Example:
@@ -120,7 +132,9 @@ def name(version: str, source_hash: str, malloc: str = "jemalloc", tls: bool = F
     """
     what = {"recipe": _RECIPE, "digest": source_hash.lower(), "malloc": malloc}
     what |= {"tls": bool(tls), "systemd": bool(systemd)}
-    return f"{version}-{hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:10]}"
+    _known(flavor)
+    known_by = f"{version}-{hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:10]}"
+    return known_by if flavor == "redis" else f"{flavor}-{known_by}"
 
 
 def current(prefix: str = "/opt/redis") -> str:
@@ -144,7 +158,7 @@ def current(prefix: str = "/opt/redis") -> str:
 
 def binary(prefix: str = "/opt/redis", build: str = _CURRENT) -> str:
     """
-    The path of a build's server, whether it is there or not.
+    The path of a build's server, of whatever flavor it is; where it would be when it is not there.
 
     prefix
         Folder that holds the builds.
@@ -157,7 +171,8 @@ def binary(prefix: str = "/opt/redis", build: str = _CURRENT) -> str:
 
         salt '*' redis_build.binary
     """
-    return os.path.join(prefix, build, "bin", "redis-server")
+    servers = [os.path.join(prefix, build, "bin", f"{flavor}-server") for flavor in FLAVORS]
+    return next(filter(os.path.exists, servers), servers[0])
 
 
 def source_check(source: str, source_hash: str) -> str:
@@ -215,6 +230,7 @@ def spare(
     malloc: str = "jemalloc",
     tls: bool = False,
     systemd: bool = True,
+    flavor: str = "redis",
     ahead: bool = False,
 ) -> list[str]:
     """
@@ -222,14 +238,14 @@ def spare(
 
     keep
         How many builds stay beside the wished one, the newest ones.
-    version, source_hash, prefix, malloc, tls, systemd
+    version, source_hash, prefix, malloc, tls, systemd, flavor
         The wished build; see :func:`facts`.
     ahead
         If another build than the wished one is the current one: as things will be once the wished one is in use
         (bool, default False).
 
-    Returns a list of names, oldest first. A build is in use when it is the wished one, a link in the prefix leads to it,
-    or a process executes a program of it.
+    Returns a list of names, oldest first. A build is in use when it is the wished one, a link in the prefix leads to
+    it, or a process executes a program of it.
 
     CLI Example:
 
@@ -237,7 +253,7 @@ def spare(
 
         salt '*' redis_build.spare 2 8.0.6 source_hash=sha256=6d0a99138...
     """
-    wished = name(version, source_hash, malloc, tls, systemd)
+    wished = name(version, source_hash, malloc, tls, systemd, flavor)
     others = [record["build"] for record in sorted(builds(prefix), key=_age) if record["build"] != wished]
     old = others[: max(len(others) - int(keep), 0)]
     if not old or (ahead and current(prefix) != wished):
@@ -259,6 +275,7 @@ def make(
     malloc: str = "jemalloc",
     tls: bool = False,
     systemd: bool = True,
+    flavor: str = "redis",
 ) -> dict[str, Any]:
     """
     Compile a build unless it is there, start it once on a private socket, and put it beside the others. Which one is
@@ -268,7 +285,7 @@ def make(
     user, without network, in namespaces that die with this process; what is installed is copied by root, regular files
     of six names only. One build at a time: a second call waits, and finds the work done.
 
-    version, source_hash, prefix, malloc, tls, systemd
+    version, source_hash, prefix, malloc, tls, systemd, flavor
         See :func:`facts`.
     source
         Where the tarball is: ``https://``, ``http://``, ``salt://``, ``file://`` or an absolute path.
@@ -287,9 +304,9 @@ def make(
         salt '*' redis_build.make 8.0.6 salt://files/redis-8.0.6.tar.gz source_hash=sha256=6d0a99138...
     """
     begun = time.monotonic()
-    build = name(version, source_hash, malloc, tls, systemd)
+    build = name(version, source_hash, malloc, tls, systemd, flavor)
     account = _account(user)
-    flags = {"version": version, "malloc": malloc, "tls": tls, "systemd": systemd}
+    flags = {"flavor": flavor, "version": version, "malloc": malloc, "tls": tls, "systemd": systemd}
     with _lock():
         _make_prefix(prefix)
         _remove_leftovers(prefix)
@@ -393,7 +410,9 @@ def discard(build: str, prefix: str = "/opt/redis") -> None:
 # Links to the programs -----------------------------------------------------------------------------------------------
 
 
-def links(bin_dir: str = "/usr/local/bin", prefix: str = "/opt/redis") -> dict[str, dict[str, str]]:
+def links(
+    bin_dir: str = "/usr/local/bin", prefix: str = "/opt/redis", flavor: str = "redis"
+) -> dict[str, dict[str, str]]:
     """
     The links to Redis' programs that are not as they should be.
 
@@ -401,9 +420,11 @@ def links(bin_dir: str = "/usr/local/bin", prefix: str = "/opt/redis") -> dict[s
         Folder for the links.
     prefix
         Folder that holds the builds.
+    flavor
+        ``redis``, or ``valkey``, which is linked under the names of Redis too, as ``make install`` of Valkey does.
 
-    Returns path -> ``{old, new}``: link targets, empty for a path that is not there, ``a file of others`` for one that
-    is no link into the prefix.
+    Returns path -> ``{old, new}``: link targets, empty for a path that is not or should not be there, ``a file of
+    others`` for one that is no link into the prefix.
 
     CLI Example:
 
@@ -411,15 +432,17 @@ def links(bin_dir: str = "/usr/local/bin", prefix: str = "/opt/redis") -> dict[s
 
         salt '*' redis_build.links
     """
-    found = {path: (_link_found(path, prefix), target) for path, target in _links(bin_dir, prefix).items()}
+    wanted = _links(bin_dir, prefix, flavor)
+    found = {path: (_link_found(path, prefix), target) for path, target in wanted.items()}
+    found |= {path: (_link_found(path, prefix), "") for path in linked(bin_dir, prefix) if path not in wanted}
     return {path: {"old": old, "new": new} for path, (old, new) in found.items() if old != new}
 
 
-def link(bin_dir: str = "/usr/local/bin", prefix: str = "/opt/redis") -> None:
+def link(bin_dir: str = "/usr/local/bin", prefix: str = "/opt/redis", flavor: str = "redis") -> None:
     """
-    Link Redis' programs, each in one rename.
+    Link Redis' programs, each in one rename, and take away links that another flavor had.
 
-    bin_dir, prefix
+    bin_dir, prefix, flavor
         See :func:`links`.
 
     Raises CommandExecutionError before the first one if a program of others lies where a link belongs.
@@ -430,7 +453,7 @@ def link(bin_dir: str = "/usr/local/bin", prefix: str = "/opt/redis") -> None:
 
         salt '*' redis_build.link
     """
-    wrong = links(bin_dir, prefix)
+    wrong = links(bin_dir, prefix, flavor)
     others = [path for path, change in wrong.items() if change["old"] == _OTHERS]
     if others:
         raise CommandExecutionError(
@@ -440,7 +463,10 @@ def link(bin_dir: str = "/usr/local/bin", prefix: str = "/opt/redis") -> None:
     with _failing(f"Cannot link into {bin_dir}"):
         os.makedirs(bin_dir, mode=0o755, exist_ok=True)
         for path, change in wrong.items():
-            _symlink(change["new"], path)
+            if change["new"]:
+                _symlink(change["new"], path)
+            else:
+                os.unlink(path)
 
 
 def unlink(bin_dir: str = "/usr/local/bin", prefix: str = "/opt/redis") -> None:
@@ -474,10 +500,16 @@ def linked(bin_dir: str = "/usr/local/bin", prefix: str = "/opt/redis") -> list[
 
         salt '*' redis_build.linked
     """
-    return [path for path in _links(bin_dir, prefix) if _link_found(path, prefix) not in ("", _OTHERS)]
+    paths = [os.path.join(bin_dir, program) for flavor in FLAVORS for program in PROGRAMS[flavor]]
+    return [path for path in paths if _link_found(path, prefix) not in ("", _OTHERS)]
 
 
 # --- below: how it is done -------------------------------------------------------------------------------------------
+
+
+def _known(flavor: str) -> None:
+    if flavor not in FLAVORS:
+        raise SaltInvocationError(f"{flavor!r} is no flavor known here: {' or '.join(FLAVORS)}")
 
 
 def _entries(prefix: str) -> list[str]:
@@ -497,7 +529,8 @@ def _read_record(prefix: str, name: str) -> dict[str, Any] | None:
             return None
         with open(os.path.join(folder, _RECORD), encoding="utf-8") as stream:
             record = json.load(stream)
-        if record["build"] != name or set(record["programs"]) != set(PROGRAMS):
+        record = {"rdb_version": None, "flavor": "redis", **record}  # what older records do not say
+        if record["build"] != name or set(record["programs"]) != set(PROGRAMS[record["flavor"]]):
             return None
         for program, facts in record["programs"].items():
             info = os.lstat(os.path.join(folder, "bin", program))
@@ -507,7 +540,7 @@ def _read_record(prefix: str, name: str) -> dict[str, Any] | None:
                 return None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return {"rdb_version": None, **record}
+    return record
 
 
 def _age(record: dict[str, Any]) -> tuple[str, str]:
@@ -564,7 +597,7 @@ def _compile_and_install(
         os.chown(work, account["uid"], account["gid"])
         _unpack(_fetch(source, source_hash, work, account), work, account)
         _compile(work, flags, account, jobs)
-        programs = _install(os.path.join(work, "src"), staged)
+        programs = _install(os.path.join(work, "src"), staged, flags["flavor"])
         said = _try_build(staged, flags, account)
         record = {
             "build": name,
@@ -701,12 +734,12 @@ def _compile(work: str, flags: dict[str, Any], account: dict[str, Any], jobs: in
         f"MALLOC={flags['malloc']}",
         f"USE_SYSTEMD={switch[flags['systemd']]}",
         f"BUILD_TLS={switch[flags['tls']]}",
-        *PROGRAMS,
+        *PROGRAMS[flags["flavor"]],
     ]
     answer = __salt__["redis_sandbox.run"](argv, account, work, _TIMEOUT)
     if answer["retcode"] != 0:
         raise CommandExecutionError(
-            f"Redis {flags['version']} does not compile. The compiler's last lines:\n"
+            f"{FLAVORS[flags['flavor']]} {flags['version']} does not compile. The compiler's last lines:\n"
             + _compiler_words(answer["stdout"], answer["stderr"])
         )
 
@@ -722,7 +755,7 @@ def _compiler_words(stdout: str, stderr: str) -> str:
     return "\n".join([*lines[first:after], *(["..."] if after < end else []), *lines[max(end, after) :]])
 
 
-def _install(source: str, staged: str) -> dict[str, dict[str, Any]]:
+def _install(source: str, staged: str, flavor: str) -> dict[str, dict[str, Any]]:
     """
     Copy the programs as root. No process of the unprivileged user is left by now, and what he made is trusted for its
     contents alone: regular files, found without following a link.
@@ -734,7 +767,7 @@ def _install(source: str, staged: str) -> dict[str, dict[str, Any]]:
         os.chmod(folder, 0o755)  # whatever the umask says
     programs: dict[str, dict[str, Any]] = {}
     twins: dict[str, str] = {}
-    for program in PROGRAMS:
+    for program in PROGRAMS[flavor]:
         target = os.path.join(staged, "bin", program)
         facts = _copy_program(os.path.join(source, program), target)
         twin = twins.setdefault(facts["sha256"], target)
@@ -772,22 +805,25 @@ def _copy_program(source: str, target: str) -> dict[str, Any]:
 
 def _try_build(folder: str, flags: dict[str, Any], account: dict[str, Any]) -> dict[str, Any]:
     """Start a build once and compare what it says of itself with what was asked for; returns what it said."""
-    server = os.path.join(folder, "bin", "redis-server")
+    flavor = flags["flavor"]
+    server, title = os.path.join(folder, "bin", f"{flavor}-server"), FLAVORS[flavor]
     with __salt__["redis_sandbox.folder"]("redis-build", account) as scratch:
         try:
             info = __salt__["redis_sandbox.boot"](server, account, scratch, _build_info, notify=flags["systemd"])
             info["rdb_version"] = _rdb_version(os.path.join(scratch, "dump.rdb"))
         except CommandExecutionError as err:
-            raise CommandExecutionError(f"The Redis that was built does not start: {err}") from None
+            raise CommandExecutionError(f"The {title} that was built does not start: {err}") from None
     found = {
-        "version": info.get("redis_version", ""),
+        # Valkey says for its redis_version which Redis it is compatible with.
+        "flavor": "valkey" if "valkey_version" in info else "redis",
+        "version": info.get(f"{flavor}_version", ""),
         "malloc": info.get("mem_allocator", "").split("-")[0],
         "tls": _needs_library(server, "libssl.so"),  # since 7.2 a server without TLS knows tls-port too
         "systemd": flags["systemd"],  # it told so, or did not start
     }
     wrong = [f"its {key} is {found[key]!r}, wanted is {flags[key]!r}" for key in found if found[key] != flags[key]]
     if wrong:
-        raise CommandExecutionError(f"The Redis that was built is another one than wanted: {'; '.join(wrong)}")
+        raise CommandExecutionError(f"The {title} that was built is another one than wanted: {'; '.join(wrong)}")
     return info
 
 
@@ -798,8 +834,8 @@ def _build_info(client: Any) -> dict[str, Any]:
 
 def _rdb_version(path: str) -> int:
     """
-    The version of a snapshot: nine bytes like ``REDIS0011``, from Valkey 9 on ``VALKEY080`` (src/rdb.c, rdbSaveRio). The
-    folder is not root's, so no link is followed and no pipe waited for.
+    The version of a snapshot: nine bytes like ``REDIS0011``, from Valkey 9 on ``VALKEY080`` (src/rdb.c, rdbSaveRio).
+    The folder is not root's, so no link is followed and no pipe waited for.
     """
     with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:
         found = re.fullmatch(rb"(?:REDIS(\d{4})|VALKEY(\d{3}))", stream.read(9))
@@ -828,8 +864,11 @@ def _symlink(target: str, path: str) -> None:
 _OTHERS = "a file of others"
 
 
-def _links(bin_dir: str, prefix: str) -> dict[str, str]:
-    return {os.path.join(bin_dir, name): os.path.join(prefix, _CURRENT, "bin", name) for name in PROGRAMS}
+def _links(bin_dir: str, prefix: str, flavor: str) -> dict[str, str]:
+    """Under its own name, and under that of Redis."""
+    _known(flavor)
+    targets = {tool: os.path.join(prefix, _CURRENT, "bin", f"{flavor}-{tool}") for tool in _TOOLS}
+    return {os.path.join(bin_dir, f"{name}-{tool}"): targets[tool] for name in {flavor, "redis"} for tool in _TOOLS}
 
 
 def _link_found(path: str, prefix: str) -> str:

@@ -50,6 +50,7 @@ _INIT_DIR = "/etc/init.d"
 _RC_LINKS = "/etc/rc?.d"
 _TLS_DIR = "/etc/redis/tls"
 _LOCK_DIR = "/run/redis_sidekiq"
+_SERVERS = ("redis-server", "valkey-server")
 _QUIET = 30.0  # s for a server to listen after its start; 0.05 s is usual, more on a host that is busy
 _REDIS_TIMEOUT = 10.0  # s for each answer from Redis: it is late on a host whose cores all compile
 _BUSY = 600.0  # s to wait for a load, a snapshot or a rewrite under way before a restart
@@ -131,7 +132,7 @@ def config_check(instance: str) -> str:
     wish = _instance(instance, redis)
     build = _wished_build(redis)
     if __salt__["redis_build.current"](redis["prefix"]) != build:
-        return f"Redis {redis['version']} has its say once it is built"
+        return f"{redis['flavor'].capitalize()} {redis['version']} has its say once it is built"
     missing = _missing_addresses(wish["bind"])
     if missing:
         raise CommandExecutionError(
@@ -157,10 +158,12 @@ def config_check(instance: str) -> str:
             said = _blot(str(err), wish["password"]).replace(candidate, wish["config"])
             for file, source in wish.get("tls", {}).get("sources", {}).items():
                 said = said.replace(os.path.join(folder, file), source)
-            raise CommandExecutionError(f"Redis {redis['version']} refuses the config: {said}") from None
+            raise CommandExecutionError(
+                f"{redis['flavor'].capitalize()} {redis['version']} refuses the config: {said}"
+            ) from None
     key = _config_key(wish, build)
     __context__.setdefault("redis_server.meanings", {})[key] = {"key": key, **meaning}
-    return f"Redis {redis['version']} starts with it"
+    return f"{redis['flavor'].capitalize()} {redis['version']} starts with it"
 
 
 def config_meaning(instance: str, known: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -628,7 +631,8 @@ def _group_id(group: str) -> int:
 
 def _wished_build(redis: dict[str, Any]) -> str:
     flags = redis["build"]
-    return __salt__["redis_build.name"](redis["version"], redis["source_hash"], flags["malloc"], flags["tls"])
+    words = {"malloc": flags["malloc"], "tls": flags["tls"], "flavor": redis["flavor"]}
+    return __salt__["redis_build.name"](redis["version"], redis["source_hash"], **words)
 
 
 def _config_values(client: Any) -> dict[str, Any]:
@@ -858,7 +862,7 @@ def _script_facts(wish: dict[str, Any]) -> dict[str, Any]:
         with open(_pid_file(wish), encoding="ascii") as stream:
             pid = int(stream.read())
         with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as stream:
-            pid = pid if stream.read().startswith("redis-server") else 0
+            pid = pid if stream.read().strip() in _SERVERS else 0
     if pid and _started(pid) is None:
         pid = 0
     return {

@@ -440,6 +440,13 @@ INSTANCES = Entries(
 REDIS = Section(
     "Redis, compiled from a verified tarball.",
     {
+        "flavor": Setting(
+            "choice",
+            "redis",
+            "Which server: Redis, or Valkey, its free fork. Valkey needs `source` and `source_hash`, for its digests are not "
+            "shipped. Names on the host stay: `/etc/redis`, `/var/redis`, `redis_PORT.service`.",
+            choices=("redis", "valkey"),
+        ),
         "version": Setting(
             "version",
             "8.0.6",
@@ -1676,25 +1683,34 @@ R, F, D, S = (f"{ROOT}:{name}" for name in ("redis", "firewall", "deploy", "side
 
 
 def _read_version_from_source(redis: dict[str, Any], said: Any, problems: Problems) -> None:
-    """``redis-7.0.15.tar.gz`` and Debian's ``redis_7.0.15.orig.tar.gz`` say their release."""
+    """``redis-7.0.15.tar.gz`` and Debian's ``redis_7.0.15.orig.tar.gz`` say their release, and their flavor."""
     if problems.at(f"{R}:source", f"{R}:version") or not redis["source"]:
         return
     file_name = os.path.basename(re.split(r"[?#]", redis["source"])[0])
-    match = re.match(r"(?:redis|valkey)[-_](\d+\.\d+(?:\.\d+)?(?:-rc\d+)?)(?=[.+~_-]|$)", file_name)
+    match = re.match(r"(redis|valkey)[-_](\d+\.\d+(?:\.\d+)?(?:-rc\d+)?)(?=[.+~_-]|$)", file_name)
     told = isinstance(said, dict) and isinstance(said.get("redis"), dict) and "version" in said["redis"]
-    if not told and match:
-        redis["version"] = match[1]
+    if match and match[1] != redis["flavor"] and not problems.at(f"{R}:flavor"):
+        problems.add(f"{R}:flavor", f"found {redis['flavor']!r}, but the source is {file_name!r}")
+    elif not told and match:
+        redis["version"] = match[2]
     elif not told:
         problems.add(f"{R}:version", f"must be given: the name of the source, {file_name!r}, does not tell it")
-    elif match and match[1] != redis["version"]:
+    elif match and match[2] != redis["version"]:
         problems.add(
             f"{R}:version", f"found {redis['version']!r}, but the source is {file_name!r}; leave one of them out"
         )
 
 
 def _source_is_verified(wish, problems):
-    """A `source` of your own needs a `source_hash`, and so does a release whose digest is not shipped."""
+    """A `source` of your own needs a `source_hash`, and so does a release whose digest is not shipped; `flavor: valkey` needs
+    both."""
     redis = wish["redis"]
+    if redis["flavor"] == "valkey" and not redis["source"] and not problems.at(f"{R}:source", f"{R}:flavor"):
+        problems.add(
+            f"{R}:source",
+            "must be given with flavor: valkey, and source_hash with it: the digests shipped here are those of Redis",
+        )
+        return
     if problems.at(f"{R}:source", f"{R}:version", f"{R}:source_hash") or redis["source_hash"]:
         return
     if redis["source"]:
@@ -2254,8 +2270,8 @@ def _packages(wish) -> list[str]:
 
 def _redis(wish, reveal) -> dict[str, Any]:
     """
-    ``version``, ``source``, ``source_hash`` (``sha256=HEX``), ``prefix``, ``bin_dir``, ``user``, ``group``, ``build``
-    (``user``, ``jobs`` at least 1, ``malloc``, ``tls``, ``keep``), ``kernel`` (name -> value, see
+    ``flavor``, ``version``, ``source``, ``source_hash`` (``sha256=HEX``), ``prefix``, ``bin_dir``, ``user``, ``group``,
+    ``build`` (``user``, ``jobs`` at least 1, ``malloc``, ``tls``, ``keep``), ``kernel`` (name -> value, see
     :func:`redis_kernel.facts`), ``service_manager`` (systemd or sysv), ``restart``, ``purge_data``, ``backup`` and
     ``instances``, a list in the order of their ports (see :func:`_instance`), with a ``restart`` and a ``backup`` each
     (``enabled``, ``keep``, ``at``, ``delay``, ``dir``: its own folder).

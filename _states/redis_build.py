@@ -28,6 +28,7 @@ def present(
     malloc: str = "jemalloc",
     tls: bool = False,
     systemd: bool = True,
+    flavor: str = "redis",
 ) -> dict[str, Any]:
     """
     A release of Redis is compiled, and was started once to see that it is what was asked for. Which build is the
@@ -50,6 +51,8 @@ def present(
         ``jemalloc`` or ``libc``.
     tls, systemd
         What is compiled in (bool); a ``Type=notify`` unit needs ``systemd``.
+    flavor
+        ``redis`` (default) or ``valkey``.
 
     Example:
 
@@ -63,7 +66,7 @@ def present(
     """
     ret = _ret(name)
     name = str(name)
-    what = {"prefix": prefix, "malloc": malloc, "tls": tls, "systemd": systemd}
+    what = {"prefix": prefix, "malloc": malloc, "tls": tls, "systemd": systemd, "flavor": flavor}
     try:
         facts = __salt__["redis_build.facts"](name, source_hash, **what)
         ret["changes"] = _present_changes(facts)
@@ -89,13 +92,14 @@ def current(
     malloc: str = "jemalloc",
     tls: bool = False,
     systemd: bool = True,
+    flavor: str = "redis",
 ) -> dict[str, Any]:
     """
     A build that is there is the current one: what the links in the search path lead to. It is started once before.
 
     The way back to an earlier release takes no compiler.
 
-    name, source_hash, prefix, user, malloc, tls, systemd
+    name, source_hash, prefix, user, malloc, tls, systemd, flavor
         See :func:`present`.
 
     Example:
@@ -110,7 +114,7 @@ def current(
               - redis_build: Redis 8.0.6 is built
     """
     ret = _ret(name)
-    what = {"prefix": prefix, "malloc": malloc, "tls": tls, "systemd": systemd}
+    what = {"prefix": prefix, "malloc": malloc, "tls": tls, "systemd": systemd, "flavor": flavor}
     try:
         facts = __salt__["redis_build.facts"](str(name), source_hash, **what)
         build = facts["build"]
@@ -172,6 +176,7 @@ def kept(
     malloc: str = "jemalloc",
     tls: bool = False,
     systemd: bool = True,
+    flavor: str = "redis",
 ) -> dict[str, Any]:
     """
     A prefix holds the wished build, the newest others for the way back, and what is in use; older builds are gone.
@@ -180,7 +185,7 @@ def kept(
         Path of the prefix.
     keep
         How many builds stay beside the wished one.
-    version, source_hash, malloc, tls, systemd
+    version, source_hash, malloc, tls, systemd, flavor
         The wished build; see :func:`present`. ``version`` is its release.
 
     Example:
@@ -195,7 +200,7 @@ def kept(
             - source_hash: sha256=6d0a9913887a4972536f9da226f1575859c34d86354129163260a5f9c6bd4229
     """
     ret = _ret(name)
-    wish = {"prefix": name, "malloc": malloc, "tls": tls, "systemd": systemd}
+    wish = {"prefix": name, "malloc": malloc, "tls": tls, "systemd": systemd, "flavor": flavor}
     try:
         found = __salt__["redis_build.spare"](keep, str(version), source_hash, ahead=__opts__["test"], **wish)
         if not found:
@@ -213,7 +218,7 @@ def kept(
         return _failed(ret, str(err))
 
 
-def linked(name: str, prefix: str = "/opt/redis") -> dict[str, Any]:
+def linked(name: str, prefix: str = "/opt/redis", flavor: str = "redis") -> dict[str, Any]:
     """
     Redis' programs lie in a folder of the search path, as links to the current build.
 
@@ -221,6 +226,8 @@ def linked(name: str, prefix: str = "/opt/redis") -> dict[str, Any]:
         Path of the folder.
     prefix
         Folder that holds the builds.
+    flavor
+        ``redis`` (default) or ``valkey``, whose programs are there under the names of Redis too.
 
     Example:
 
@@ -232,16 +239,16 @@ def linked(name: str, prefix: str = "/opt/redis") -> dict[str, Any]:
     """
     ret = _ret(name)
     try:
-        ret["changes"] = __salt__["redis_build.links"](name, prefix)
+        ret["changes"] = __salt__["redis_build.links"](name, prefix, flavor)
         if not ret["changes"]:
             return _same(ret, f"{name} has the links to the current build of Redis")
         if __opts__["test"]:
-            return _would(ret, f"{', '.join(ret['changes'])} would be linked")
-        __salt__["redis_build.link"](name, prefix)
-        left = __salt__["redis_build.links"](name, prefix)
+            return _would(ret, f"{', '.join(ret['changes'])} would be linked or unlinked")
+        __salt__["redis_build.link"](name, prefix, flavor)
+        left = __salt__["redis_build.links"](name, prefix, flavor)
         if left:
             return _failed(ret, f"{', '.join(left)} still differ")
-        return _changed(ret, f"{', '.join(ret['changes'])} were linked")
+        return _changed(ret, f"{', '.join(ret['changes'])} were linked or unlinked")
     except _ERRORS as err:
         return _failed(ret, str(err))
 

@@ -15,7 +15,7 @@ The user {{ redis.build.user }}, who compiles Redis, is there:
     # Who exists already keeps his groups.
     - remove_groups: false
 
-Redis {{ redis.version }} is built:
+{{ redis.flavor | capitalize }} {{ redis.version }} is built:
   redis_build.present:
     - name: {{ redis.version | tojson }}
     - source: {{ redis.source | tojson }}
@@ -25,11 +25,12 @@ Redis {{ redis.version }} is built:
     - jobs: {{ redis.build.jobs }}
     - malloc: {{ redis.build.malloc }}
     - tls: {{ redis.build.tls | tojson }}
+    - flavor: {{ redis.flavor }}
     - require:
       - sls: redis_sidekiq.packages
       - user: The user {{ redis.build.user }}, who compiles Redis, is there
 
-Redis {{ redis.version }} is the current build:
+{{ redis.flavor | capitalize }} {{ redis.version }} is the current build:
   redis_build.current:
     - name: {{ redis.version | tojson }}
     - source_hash: {{ redis.source_hash | tojson }}
@@ -37,12 +38,14 @@ Redis {{ redis.version }} is the current build:
     - user: {{ redis.build.user | tojson }}
     - malloc: {{ redis.build.malloc }}
     - tls: {{ redis.build.tls | tojson }}
+    - flavor: {{ redis.flavor }}
     - require:
-      - redis_build: Redis {{ redis.version }} is built
+      - redis_build: {{ redis.flavor | capitalize }} {{ redis.version }} is built
 
 The programs of Redis are in {{ redis.bin_dir }}:
   redis_build.linked:
     - name: {{ redis.bin_dir | tojson }}
     - prefix: {{ redis.prefix | tojson }}
+    - flavor: {{ redis.flavor }}
     - require:
-      - redis_build: Redis {{ redis.version }} is the current build
+      - redis_build: {{ redis.flavor | capitalize }} {{ redis.version }} is the current build

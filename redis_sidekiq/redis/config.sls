@@ -68,7 +68,7 @@ Redis instance {{ instance.name }} has its config:
     - name: {{ instance.config | tojson }}
     - instance: {{ instance.name | tojson }}
     - require:
-      - redis_build: Redis {{ redis.version }} is the current build
+      - redis_build: {{ redis.flavor | capitalize }} {{ redis.version }} is the current build
       - user: The user {{ redis.user }}, who runs Redis, is there
       - file: /etc/redis
 {%- endfor %}

@@ -13,5 +13,6 @@ Older builds of Redis are gone from {{ redis.prefix }}:
     - source_hash: {{ redis.source_hash | tojson }}
     - malloc: {{ redis.build.malloc }}
     - tls: {{ redis.build.tls | tojson }}
+    - flavor: {{ redis.flavor }}
     - require:
       - sls: redis_sidekiq.redis.service

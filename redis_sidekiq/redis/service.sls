@@ -78,8 +78,8 @@ Redis instance {{ instance.name }} serves:
       - file: {{ instance.dir }}
       - redis_server: {{ instance.config }}
     - watch:
-      - redis_build: Redis {{ redis.version }} is built
-      - redis_build: Redis {{ redis.version }} is the current build
+      - redis_build: {{ redis.flavor | capitalize }} {{ redis.version }} is built
+      - redis_build: {{ redis.flavor | capitalize }} {{ redis.version }} is the current build
       - file: {{ service_file }}
 
 {%- if instance.tls %}

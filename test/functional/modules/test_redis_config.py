@@ -58,13 +58,19 @@ class Instance:
         self.wish = {"name": "1", "unit": "redis_1", "port": self.port, "bind": ["127.0.0.1"], "dir": str(self.data)}
         self.wish["config"] = str(folder / "1.conf")
         self.say()
-        settings = {"version": REDIS, "source_hash": "", "build": {"malloc": "libc", "tls": False}, "user": "nobody"}
+        settings = {
+            "flavor": "redis",
+            "version": REDIS,
+            "source_hash": "",
+            "build": {"malloc": "libc", "tls": False},
+            "user": "nobody",
+        }
         settings |= {"group": "root", "prefix": str(prefix), "instances": [self.wish]}
         functions = {"redis_sidekiq.settings": lambda reveal=False: {"redis": settings}}
         monkeypatch.setattr(self.server, "_LOCK_DIR", str(folder / "lock"))
         monkeypatch.setattr(self.config, "_FOLDER", str(folder / "kept"))
         monkeypatch.setattr(sandbox, "_FOLDER", str(folder / "lock"))
-        monkeypatch.setattr(build, "name", lambda *_: os.readlink(prefix / "current"))
+        monkeypatch.setattr(build, "name", lambda *_, **__: os.readlink(prefix / "current"))
         boot = sandbox.boot
 
         def counted(*args, **kwargs):

@@ -50,7 +50,7 @@ def judge(load, redis_build, open_folder, monkeypatch):
     build, sandbox = load("_modules/redis_build.py"), load("_modules/redis_sandbox.py")
     monkeypatch.setattr(module, "_LOCK_DIR", str(open_folder))
     monkeypatch.setattr(sandbox, "_FOLDER", str(open_folder))
-    monkeypatch.setattr(build, "name", lambda *_: os.readlink(redis_build / "current"))
+    monkeypatch.setattr(build, "name", lambda *_, **__: os.readlink(redis_build / "current"))
     functions = {f"redis_build.{name}": getattr(build, name) for name in ("binary", "current", "name")}
     functions |= {f"redis_sandbox.{name}": getattr(sandbox, name) for name in ("account", "boot", "folder")}
 
@@ -65,6 +65,7 @@ def judge(load, redis_build, open_folder, monkeypatch):
         instance = {"name": "6379", "unit": "redis_6379", "config": "/etc/redis/6379.conf", "bind": list(bind)}
         instance |= {"directives": [*base, *directives], "password": password, "port": 6379}
         redis = {
+            "flavor": "redis",
             "version": REDIS,
             "source_hash": "",
             "build": {"malloc": "libc", "tls": False},

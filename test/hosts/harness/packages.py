@@ -29,6 +29,8 @@ REDIS = {
     "bookworm": ("7.0.15", "4b1dc4ee6d622a09fff9c6777191209750fb5e5a725ef78ea012d6eef4c22982"),
     "trixie": ("8.0.2", "caf3c0069f06fc84c5153bd2a348b204c578de80490c73857bee01d9b5d7401f"),
 }
+# Fetched when a test asks for it: suite, release, sha256 of Debian's own tarball (some test data taken out).
+VALKEY = ("trixie", "8.1.1", "d9bbd82eecb82f359e649a0007ad3dc1b47cc15afa626348ca86b73c4ae2c7ee")
 CLIENT = "redis>=5,<7.2"
 
 
@@ -68,19 +70,36 @@ def _debian_packages(root: Path, folder: Path) -> None:
     (folder / "Release").write_text(run(["apt-ftparchive", "release", "."], cwd=folder).stdout)
 
 
+def valkey() -> dict:
+    """The settings ``source`` and ``source_hash`` of Valkey, whose tarball lies in `/packages` then."""
+    suite, version, digest = VALKEY
+    name = f"valkey-{version}.tar.xz"
+    with locked("packages-valkey"):
+        if not (PACKAGES / name).exists():
+            PACKAGES.mkdir(parents=True, exist_ok=True)
+            with images.builder(suite) as root:
+                _source(root, "valkey", name, digest)
+    return {"source": f"/packages/{name}", "source_hash": f"sha256={digest}"}
+
+
 def _redis_source(root: Path, suite: str) -> None:
     version, digest = REDIS[suite]
-    target = PACKAGES / f"redis-{version}.tar.gz"
+    _source(root, "redis", f"redis-{version}.tar.gz", digest)
+
+
+def _source(root: Path, package: str, name: str, digest: str) -> None:
+    """Upstream's tarball of a source package, as a file of this name."""
+    target = PACKAGES / name
     if target.exists() and _sha256(target) == digest:
         return
     sources = root / images.SOURCES
     binary = sources.read_text()
     sources.write_text(binary + "".join(f"deb-src {line[4:]}\n" for line in binary.splitlines() if line.startswith("deb ")))
     images.inside(root, ["apt-get", "-qq", "update"])
-    images.inside(root, ["sh", "-c", "cd /srv && exec apt-get -qq source --download-only --tar-only redis"])
-    found = next((root / "srv").glob("redis_*.orig.tar.gz"))
+    images.inside(root, ["sh", "-c", f"cd /srv && exec apt-get -qq source --download-only --tar-only {package}"])
+    found = next((root / "srv").glob(f"{package}_*.orig.tar.*"))
     if _sha256(found) != digest:
-        raise RuntimeError(f"{found.name} of {suite} is not Redis {version} with sha256 {digest}: see REDIS in {__file__}")
+        raise RuntimeError(f"{found.name} is not the file {name} with sha256 {digest}: see the top of {__file__}")
     draft = PACKAGES / f".{target.name}-{os.getpid()}"
     shutil.copy(found, draft)
     draft.rename(target)

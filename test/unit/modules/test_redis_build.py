@@ -35,8 +35,12 @@ def test_a_builds_name_follows_what_it_is_made_of_and_nothing_else(redis_build):
         {"malloc": "libc"},
         {"tls": True},
         {"systemd": False},
+        {"flavor": "valkey"},
     ]
-    assert len({name, *(redis_build.name(**{**wish, **other}) for other in others)}) == 6
+    assert len({name, *(redis_build.name(**{**wish, **other}) for other in others)}) == 7
+    assert redis_build.name(**{**wish, "flavor": "valkey"}) == f"valkey-{name}"
+    with pytest.raises(SaltInvocationError, match="redis or valkey"):
+        redis_build.name(**{**wish, "flavor": "keydb"})
 
 
 @pytest.fixture
@@ -44,10 +48,10 @@ def prefix(redis_build, tmp_path):
     """A prefix with one build, its record and six programs."""
     folder = tmp_path / "7.0.15-abc"
     (folder / "bin").mkdir(parents=True)
-    for program in redis_build.PROGRAMS:
+    for program in redis_build.PROGRAMS["redis"]:
         (folder / "bin" / program).write_text("program")
         (folder / "bin" / program).chmod(0o755)
-    programs = {program: {"size": 7, "sha256": ""} for program in redis_build.PROGRAMS}
+    programs = {program: {"size": 7, "sha256": ""} for program in redis_build.PROGRAMS["redis"]}
     (folder / "build.json").write_text(json.dumps({"build": "7.0.15-abc", "programs": programs}))
     return tmp_path
 
@@ -125,7 +129,7 @@ def shelf(redis_build, prefix):
             folder = prefix / name
             if not folder.exists():
                 shutil.copytree(prefix / "7.0.15-abc", folder)
-            programs = {program: {"size": 7, "sha256": ""} for program in redis_build.PROGRAMS}
+            programs = {program: {"size": 7, "sha256": ""} for program in redis_build.PROGRAMS["redis"]}
             record = {"build": name, "built": f"2026-01-0{number + 1}T00:00:00Z", "programs": programs}
             (folder / "build.json").write_text(json.dumps(record))
         return str(prefix)
@@ -254,7 +258,7 @@ def test_a_linked_source_folder_is_refused(redis_build, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "src").symlink_to("elsewhere")
     with pytest.raises(CommandExecutionError, match="made a link"):
-        redis_build._install(str(tmp_path / "src"), str(tmp_path / "staged"))
+        redis_build._install(str(tmp_path / "src"), str(tmp_path / "staged"), "redis")
 
 
 def test_root_does_not_compile(redis_build, tmp_path):
@@ -266,7 +270,7 @@ def test_root_does_not_compile(redis_build, tmp_path):
 
 
 def test_links_of_others_are_not_touched(redis_build, tmp_path):
-    for name in redis_build.PROGRAMS[:2]:
+    for name in redis_build.PROGRAMS["redis"][:2]:
         (tmp_path / name).symlink_to(f"/opt/redis/current/bin/{name}")
     (tmp_path / "redis-sentinel").symlink_to("/opt/redis-of-mine/redis-sentinel")
     wrong = redis_build.links(str(tmp_path))
@@ -282,3 +286,28 @@ def test_links_of_others_are_not_touched(redis_build, tmp_path):
     (tmp_path / "redis-cli").write_text("mine")
     redis_build.unlink(str(tmp_path))
     assert os.listdir(tmp_path) == ["redis-cli"]
+
+
+def test_valkey_is_linked_under_both_names(redis_build, tmp_path):
+    redis_build.link(str(tmp_path), flavor="valkey")
+    assert redis_build.links(str(tmp_path), flavor="valkey") == {}
+    for name in ("redis-cli", "valkey-cli"):
+        assert os.readlink(tmp_path / name) == "/opt/redis/current/bin/valkey-cli"
+    assert len(redis_build.linked(str(tmp_path))) == 12
+    wrong = redis_build.links(str(tmp_path))
+    assert wrong[str(tmp_path / "valkey-cli")] == {"old": "/opt/redis/current/bin/valkey-cli", "new": ""}
+    redis_build.link(str(tmp_path))
+    assert redis_build.links(str(tmp_path)) == {} and len(os.listdir(tmp_path)) == 6
+
+
+def test_a_server_is_found_whatever_its_flavor(redis_build, tmp_path):
+    assert redis_build.binary(str(tmp_path)) == f"{tmp_path}/current/bin/redis-server"
+    (tmp_path / "current/bin").mkdir(parents=True)
+    (tmp_path / "current/bin/valkey-server").touch()
+    assert redis_build.binary(str(tmp_path)) == f"{tmp_path}/current/bin/valkey-server"
+
+
+def test_a_full_disk_is_told_of_a_failed_build(redis_build, tmp_path):
+    assert redis_build._room_for_build("error: expected ';'", str(tmp_path)) == "error: expected ';'"
+    words = redis_build._room_for_build("tar: x: Cannot write: No space left on device", str(tmp_path))
+    assert words.startswith(f"{tmp_path} is full: a build needs about 400 MB there") and words.endswith("on device")

@@ -363,12 +363,6 @@ def test_a_server_whose_next_snapshot_has_no_room_is_not_stopped(redis_server, m
     redis_server._refuse_full_disk(wish)
 
 
-def test_a_full_disk_is_told_of_a_failed_build(redis_server, tmp_path):
-    assert redis_server._room_for_build("error: expected ';'", str(tmp_path)) == "error: expected ';'"
-    words = redis_server._room_for_build("tar: x: Cannot write: No space left on device", str(tmp_path))
-    assert words.startswith(f"{tmp_path} is full: a build needs about 400.0 MB there") and words.endswith("on device")
-
-
 def test_a_busy_server_is_waited_for_and_then_left_alone(redis_server, monkeypatch):
     monkeypatch.setattr(redis_server, "_BUSY", 0.3)
     with pytest.raises(CommandExecutionError, match="busy for 0.3 s .rdb_bgsave_in_progress."):

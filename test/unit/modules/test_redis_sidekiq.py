@@ -359,6 +359,7 @@ def test_defaults(settle):
             "ufw",
         ],
         "redis": {
+            "flavor": "redis",
             "version": "8.0.6",
             "source": "https://download.redis.io/releases/redis-8.0.6.tar.gz",
             "source_hash": "sha256=6d0a9913887a4972536f9da226f1575859c34d86354129163260a5f9c6bd4229",
