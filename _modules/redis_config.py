@@ -319,7 +319,7 @@ def _comparable(names: set[str], running: dict[str, str], server: dict[str, Any]
 
 
 def _beyond_limits(found: dict[str, tuple[str, str]], server: dict[str, Any]) -> list[str]:
-    """More clients than the process may open files: its limit is its unit's, and a new one comes with the next start."""
+    """More clients than the process may open files: the limit is its unit's, and comes with the next start."""
     wished = found.get("maxclients", ("", ""))[1]
     needed = int(wished) + _RESERVED if wished.isdecimal() else 0
     return ["maxclients"] if _open_files(server) < needed <= _most_files() else []

@@ -36,13 +36,13 @@ def facts(settings: dict[str, Any]) -> dict[str, Any]:
     How the kernel differs from settings, and what of these can be set here.
 
     settings
-        Name -> value: ``vm.overcommit_memory``, ``net.core.somaxconn`` (at least so much), ``transparent_hugepage`` (the
-        word in brackets in ``/sys/kernel/mm/transparent_hugepage/enabled``). What is not named is no longer ours.
+        Name -> value: ``vm.overcommit_memory``, ``net.core.somaxconn`` (at least so much), ``transparent_hugepage``
+        (the word in brackets in ``/sys/kernel/mm/transparent_hugepage/enabled``). What is not named is no longer ours.
 
     Returns ``values``, name -> ``{old, new}`` of what would be set or, no longer ours, put back; ``files``, path ->
     ``{old, new}`` of texts (None: no such file); ``blocked``, a sentence for each that cannot be set here; ``forget``
-    (bool: a record is left of what is no longer ours) and ``kept``, name -> value of what the next boot sets. Nothing is
-    to do if the first two and the last but one are empty.
+    (bool: a record is left of what is no longer ours) and ``kept``, name -> value of what the next boot sets. Nothing
+    is to do if the first two and the last but one are empty.
 
     Raises SaltInvocationError for a name or value that is not known here, CommandExecutionError for a record that
     cannot be read.
@@ -85,8 +85,8 @@ def apply(settings: dict[str, Any]) -> None:
     settings
         See :func:`facts`; {} puts everything back.
 
-    Raises what :func:`facts` raises, and CommandExecutionError when a file cannot be written or the kernel does not take
-    a value.
+    Raises what :func:`facts` raises, and CommandExecutionError when a file cannot be written or the kernel does not
+    take a value.
 
     CLI Example:
 
@@ -169,8 +169,8 @@ def _is_writable(path: str) -> bool:
 def _blocked(name: str, running: str | None, wish: str | None) -> str:
     found = "not to be seen" if running is None else running
     return (
-        f"{name} is {found} and should be {wish}, but {_PATHS[name]} cannot be written here, as in most containers: set it "
-        "on the machine whose kernel this is"
+        f"{name} is {found} and should be {wish}, but {_PATHS[name]} cannot be written here, as in most containers: "
+        "set it on the machine whose kernel this is"
     )
 
 
@@ -206,8 +206,8 @@ def _tmpfiles_text(kept: dict[str, str]) -> str | None:
 
 def _remembered(entry: dict[str, Any] | None, running: str, new: str) -> dict[str, Any]:
     """
-    What was there before we came, which no later run overwrites, and each value that we set: were only the last known, a
-    run that was cut off between record and kernel would take our own older value for somebody's.
+    What was there before we came, which no later run overwrites, and each value that we set: were only the last known,
+    a run that was cut off between record and kernel would take our own older value for somebody's.
     """
     entry = entry or {"before": running, "ours": []}
     return {**entry, "ours": [*entry["ours"], *([] if new in entry["ours"] else [new])]}
@@ -220,7 +220,7 @@ def _read_record() -> dict[str, Any]:
         return {name: {"before": entry["before"], "ours": list(entry["ours"])} for name, entry in record.items()}
     except (ValueError, TypeError, KeyError, AttributeError) as err:
         raise CommandExecutionError(
-            f"{_RECORD} is damaged, so what the kernel's settings were is not known: put them right by hand and remove it"
+            f"{_RECORD} is damaged, so what the kernel's settings were is not known: set them by hand and remove it"
         ) from err
 
 

@@ -1140,8 +1140,8 @@ def _make_safe(wish: dict[str, Any], old: dict[str, Any]) -> tuple[int | None, l
 
 def _refuse_full_disk(wish: dict[str, Any]) -> None:
     """
-    A server that cannot write its snapshot at its end does not end (src/server.c, finishShutdown), and would be killed in
-    the end. Asking it to try would make it refuse writes (stop-writes-on-bgsave-error), so the disk is asked first.
+    A server that cannot write its snapshot when it is told to end goes on (src/server.c, finishShutdown), until it is
+    killed. Asking it to try would make it refuse writes (stop-writes-on-bgsave-error), so the disk is asked first.
     """
     with contextlib.suppress(OSError):
         needed = 1 << 20
@@ -1162,8 +1162,8 @@ def _save_now(client: Any, wish: dict[str, Any], info: dict[str, Any]) -> None:
     client.bgsave()
     if _wait_until_idle(client, wish).get("rdb_last_bgsave_status") != "ok":
         raise CommandExecutionError(
-            f"{wish['unit']} cannot write a snapshot, so a stop could lose keys and it was not stopped: look into its log "
-            f"and at the space in {wish['dir']}, then run again"
+            f"{wish['unit']} cannot write a snapshot, so a stop could lose keys and it was not stopped: look into "
+            f"its log and at the space in {wish['dir']}, then run again"
         )
 
 

@@ -137,17 +137,17 @@ BUILD = Section(
 
 KERNEL = Section(
     "What Redis asks of the kernel, set at once and for the next boot; what was there before is put back by "
-    "`redis_sidekiq.clean`, and by a run after `manage: false` or `null`. Where a container may not set it, the run says so "
-    "and goes on.",
+    "`redis_sidekiq.clean`, and by a run after `manage: false` or `null`. Where a container may not set it, the run "
+    "says so and goes on.",
     {
         "manage": Setting(
-            "boolean", True, "Set them? On: a snapshot that cannot fork, or connections that are dropped, come unexpected."
+            "boolean", True, "Set them? On: a snapshot that cannot fork and connections that are dropped come unexpected."
         ),
         "overcommit_memory": Setting(
             "integer",
             1,
-            "`vm.overcommit_memory`. 1, as Redis asks: a snapshot's fork shares its pages, and must not fail for memory "
-            "that it will not use.",
+            "`vm.overcommit_memory`. 1, as Redis asks: a snapshot's fork shares its pages, and must not fail for "
+            "memory that it will not use.",
             low=0,
             high=2,
             null="leave it as it is",
@@ -155,8 +155,8 @@ KERNEL = Section(
         "somaxconn": Setting(
             "integer",
             0,
-            "`net.core.somaxconn`, at least: the largest `tcp-backlog` of the instances counts if that is more, and what is "
-            "there is never lowered. 0: no more than the instances need.",
+            "`net.core.somaxconn`, at least: the largest `tcp-backlog` of the instances counts if that is more, and "
+            "what is there is never lowered. 0: no more than the instances need.",
             low=0,
             high=2147483647,
             null="leave it as it is",
@@ -164,8 +164,8 @@ KERNEL = Section(
         "transparent_hugepage": Setting(
             "choice",
             "madvise",
-            "Huge pages for whom? A write after a fork copies a whole one, which costs memory and time. `madvise`, as Redis "
-            "asks: none but those who ask for them; `never`: nobody.",
+            "Huge pages for whom? A write after a fork copies a whole one, which costs memory and time. `madvise`, as "
+            "Redis asks: none but those who ask for them; `never`: nobody.",
             choices=("madvise", "never"),
             null="leave it as it is",
         ),
@@ -2317,8 +2317,8 @@ def _number(entry, directive, default) -> int:
     return int(value) if value.isdecimal() else default
 
 
-# systemd's own limit for services (DefaultLimitNOFILE), so no more than a host gives anyway. A limit is part of the unit
-# and takes a restart; with this one `maxclients` may grow far while Redis runs.
+# systemd's own limit for services (DefaultLimitNOFILE), so no more than a host gives anyway. A limit is part of the
+# unit and takes a restart; with this one `maxclients` may grow far while Redis runs.
 _OPEN_FILES = 524288
 
 

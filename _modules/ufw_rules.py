@@ -922,11 +922,12 @@ def _old_sysctls(record):
 
 def _put_back_sysctls(changes):
     for name, change in changes.items():
+        new = change["new"]
         try:
             with salt.utils.files.fopen(f"{PROC_SYS}/{name}", "w") as file:
-                file.write(change["new"])
+                file.write(new)
         except OSError as exc:
-            raise CommandExecutionError(f"The kernel does not take {change['new']!r} for {name}: {exc.strerror}") from exc
+            raise CommandExecutionError(f"The kernel does not take {new!r} for {name}: {exc.strerror}") from exc
 
 
 def _complete_files(root, facts):

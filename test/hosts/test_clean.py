@@ -1,4 +1,4 @@
-"""What `redis_sidekiq.clean` leaves on a host, beside one that has the packages and has never seen the formula's states."""
+"""What `redis_sidekiq.clean` leaves on a host, beside one that has the packages and nothing else of it."""
 
 import json
 

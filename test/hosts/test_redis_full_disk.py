@@ -1,4 +1,4 @@
-"""A disk that is full while something is written: a clear failure, what was there works on, and the next run is right."""
+"""A disk that is full while something is written: a clear failure, what was there works, and the next run is right."""
 
 import contextlib
 
@@ -76,7 +76,7 @@ def test_while_a_snapshot_is_due(redis_host, appendonly):
     apply_locally(host).assert_ok()
     host.run(["systemctl", "stop", "redis_6379"])
     with small(host, "/var/redis/6379", "16m"):
-        host.run(["sh", "-c", "chown redis:redis /var/redis/6379; chmod 700 /var/redis/6379; systemctl start redis_6379"])
+        host.run(["sh", "-c", "chown redis: /var/redis/6379; chmod 700 /var/redis/6379; systemctl start redis_6379"])
         fill(host)
         served = pid(host)
         use_up(host, "/var/redis/6379")
@@ -103,7 +103,7 @@ def test_a_server_that_cannot_write_a_snapshot_is_not_stopped(redis_host):
     apply_locally(host).assert_ok()
     host.run(["systemctl", "stop", "redis_6379"])
     with small(host, "/var/redis/6379", "3m"):
-        host.run(["sh", "-c", "chown redis:redis /var/redis/6379; chmod 700 /var/redis/6379; systemctl start redis_6379"])
+        host.run(["sh", "-c", "chown redis: /var/redis/6379; chmod 700 /var/redis/6379; systemctl start redis_6379"])
         served = pid(host)
         host.run(["redis-cli", "config", "set", "rdbcompression", "no"])
         host.run(["redis-cli"], input="".join(f"set key:{number} {'x' * 100000}\n" for number in range(50)))

@@ -1,4 +1,4 @@
-"""The kernel's settings on a host that may set its network's (net.*) and, as most containers, nothing else of the kernel."""
+"""The kernel's settings on a host that may set those of its network and, as most containers, no others."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Which settings of the kernel differ, what is recorded first, and what is put back: with files in place of the kernel."""
+"""Which settings of the kernel differ, what is recorded and put back: with files in place of the kernel."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ WISH = {MEMORY: "1", QUEUE: "511", PAGES: "madvise"}
 
 
 class Kernel:
-    """The module on a kernel of files below ``folder``; a kernel shows huge pages' words otherwise than it takes them."""
+    """The module on a kernel of files below ``folder``, each with what was last written to it."""
 
     def __init__(self, module, folder, monkeypatch):
         self.module, self.folder = module, folder
@@ -108,9 +108,9 @@ def test_what_was_there_before_is_never_forgotten(kernel, monkeypatch):
     assert kernel.values()[0] == "0"
 
 
-@pytest.mark.parametrize("wish", [WISH, {}])
+@pytest.mark.parametrize(("wish", "then"), [(WISH, WISH), (WISH, {}), ({}, {})])
 @pytest.mark.parametrize("step", range(1, 8))
-def test_a_call_that_is_cut_off_at_any_step_is_made_whole_by_the_next(kernel, monkeypatch, wish, step):
+def test_a_call_that_is_cut_off_at_any_step_is_made_whole_by_the_next(kernel, monkeypatch, wish, then, step):
     start = {QUEUE: "9000", MEMORY: "2"}
     kernel.module.apply(start)
     module, left = kernel.module, [step]
@@ -133,8 +133,8 @@ def test_a_call_that_is_cut_off_at_any_step_is_made_whole_by_the_next(kernel, mo
         pass
     monkeypatch.setattr(module, "_write_or_remove", write)
     monkeypatch.setattr(module, "_set", put)
-    module.apply(wish)
-    assert kernel.settled(wish)
+    module.apply(then)
+    assert kernel.settled(then)
     module.apply({})
     assert kernel.values()[:2] == ["0", "4096"] and "always" in kernel.values()[2] and not kernel.record.exists()
 
