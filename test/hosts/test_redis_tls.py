@@ -5,12 +5,12 @@ import json
 import pytest
 
 from test import certificates
+from test.hosts import app
 from test.hosts.harness.host import Host
 from test.hosts.lab import apply_locally, put_pillar, redis_version, salt_call, tarball
 from test.hosts.redis_lab import CONFIG, LIVE, SERVES, changed, pid
 
 UNIT = "Redis instance 6379 has its unit"
-BUILT = "Redis 7.0.15 is built and in place"
 SHOWS = "Redis instance 6379 shows its certificate"
 CA = certificates.authority()
 SOCKET = "/run/redis_6379/redis.sock"
@@ -140,8 +140,11 @@ def test_without_a_plain_port_the_formula_comes_in_by_its_socket(tls_host):
     assert changed(apply_locally(host)) == {CONFIG, LIVE, SERVES}
     apply_locally(host).assert_unchanged()
 
-    # Dropped, with care for its keys: it can be asked.
+    # It is backed up, and dropped with care for its keys: it can be asked.
     cli(host, "-s", SOCKET, "-a", "open-sesame", "--no-auth-warning", "set", "a", "1")
+    say(host, {**closed, "password": "open-sesame", "databases": 4}, backup={"enabled": True})
+    apply_locally(host).assert_ok()
+    assert salt_call(host, "redis_backup.backup", "6379")["keys"] == 1
     version = tarball(redis_version("bookworm"))
     redis = {**version, "build": {"malloc": "libc", "tls": True}, "instances": {"6379": None, "6380": {}}}
     put_pillar(host, {"redis_sidekiq": {"roles": ["redis"], "redis": redis}})
@@ -186,3 +189,38 @@ def test_a_socket_lets_in_a_group_and_nobody_else(tls_host):
     assert cli(host, "-s", SOCKET, "ping", user="member") == "PONG"
     assert "Permission denied" in cli(host, "-s", SOCKET, "ping", user="stranger")
     apply_locally(host).assert_unchanged()
+
+
+def test_sidekiq_works_by_tls_alone(tls_host):
+    host = tls_host()
+    pillar = app.sidekiq_pillar(redis_url="rediss://:sesame@localhost:6390/0", env={"SSL_CERT_FILE": "/etc/ca.pem"})
+    instance = {"tls": pems(certificates.signed(CA), plain=False), "password": "sesame"}
+    redis = {**tarball(redis_version("bookworm")), "build": {"malloc": "libc"}, "instances": {"6379": instance}}
+    pillar["redis_sidekiq"].update(roles=["redis", "sidekiq"], redis=redis)
+    put_pillar(host, pillar)
+    apply_locally(host).assert_ok()
+    app.deploy(host)
+    apply_locally(host).assert_ok()
+    apply_locally(host).assert_unchanged()
+    (beat,) = salt_call(host, "sidekiq_redis.beats", "sidekiq")
+    assert beat["quiet"] is False and salt_call(host, "sidekiq_redis.refusal", "sidekiq") == ""
+    assert ":6390" in cli(host, "-s", SOCKET, "-a", "sesame", "--no-auth-warning", "client", "list")
+    found = salt_call(host, "sidekiq.status", "sidekiq")
+    assert "sesame" not in json.dumps(found)
+
+
+@pytest.mark.soak
+def test_a_renewal_that_is_killed_at_any_moment_leaves_a_pair(tls_host):
+    host = tls_host()
+    say(host, {"tls": pems(certificates.signed(CA))})
+    apply_locally(host).assert_ok()
+    for tenths in range(8, 36, 2):
+        say(host, {"tls": pems(certificates.signed(CA))})
+        cut = f"setsid salt-call --local state.apply redis_sidekiq & sleep {tenths / 10}; kill -9 -- -$!"
+        host.run(["sh", "-c", cut], check=False)
+        assert by_tls(host, "ping") == "PONG", tenths
+        host.run(["systemctl", "restart", "redis_6379"])
+        assert by_tls(host, "ping") == "PONG", tenths
+        apply_locally(host).assert_ok()
+        apply_locally(host).assert_unchanged()
+        assert salt_call(host, "redis_tls.status", "6379")["same"] and len(key_files(host)) == 1

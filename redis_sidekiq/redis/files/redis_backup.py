@@ -53,11 +53,18 @@ class Refused(Exception):
 class Connection:
     """A connection to a server (https://redis.io/docs/latest/develop/reference/protocol-spec/), RESP 2."""
 
-    def __init__(self, host: str, port: int, password: str):
+    def __init__(self, config: dict[str, str]):
+        host, port, password = reachable(config["bind"]), config["port"], config["requirepass"]
+        path = config["unixsocket"] if port == "0" else ""
         try:
-            self.socket = socket.create_connection((host, port), timeout=ANSWER)
+            if path:
+                self.socket = socket.socket(socket.AF_UNIX)
+                self.socket.settimeout(ANSWER)
+                self.socket.connect(path)
+            else:
+                self.socket = socket.create_connection((host, int(port)), timeout=ANSWER)
         except OSError as err:
-            raise Failed(f"No Redis answers at {host} port {port}: {err.strerror or err}") from err
+            raise Failed(f"No Redis answers at {path or f'{host} port {port}'}: {err.strerror or err}") from err
         self.stream = self.socket.makefile("rb")
         try:
             if password:
@@ -67,7 +74,7 @@ class Connection:
             if not str(err).startswith(("NOAUTH", "WRONGPASS", "NOPERM", "ERR invalid password", "ERR AUTH")):
                 return  # it is loading
             raise Failed(
-                f"Redis on port {port} does not let in who knows the password of its redis.conf: apply redis_sidekiq.redis"
+                f"Redis at {path or f'port {port}'} does not let in who knows the password of its redis.conf: apply redis_sidekiq.redis"
             ) from None
 
     def ask(self, *words: str):
@@ -109,6 +116,7 @@ class Connection:
 def read_config(path: str) -> dict[str, str]:
     """The directives of a redis.conf that matter here; of several lines the last counts."""
     wanted = {"port": "6379", "bind": "127.0.0.1", "dir": "", "dbfilename": "dump.rdb", "requirepass": ""}
+    wanted["unixsocket"] = ""
     try:
         with open(path, encoding="utf-8", errors="surrogateescape") as stream:
             for line in stream:
@@ -153,7 +161,8 @@ def backup(args: argparse.Namespace) -> dict:
     """Snapshot, copy, check, and only then take away what is older than the newest ones."""
     begun = time.monotonic()
     config, group = read_config(args.config), grp.getgrnam(args.group).gr_gid
-    unit = f"redis_{config['port']}"
+    # Where the plain port is closed (0), the file's name has that of the instance.
+    unit = f"redis_{config['port'] if config['port'] != '0' else os.path.splitext(os.path.basename(args.config))[0]}"
     with lock(f"{unit}_backup"):
         look_at_folder(args.dir)
         removed = remove_drafts(args.dir)
@@ -203,7 +212,7 @@ def snapshot(unit: str, config: dict[str, str], folder: str) -> int:
     """
     note, path = os.path.join(folder, UNREAD), os.path.join(config["dir"], config["dbfilename"])
     with lock(unit):
-        client = Connection(reachable(config["bind"]), int(config["port"]), config["requirepass"])
+        client = Connection(config)
         try:
             await_idle(client, unit)
             same_place(client, config)
