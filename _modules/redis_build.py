@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gzip
 import hashlib
+import io
 import json
 import os
 import re
 import shutil
 import stat
+import tarfile
 import tempfile
 import time
 from typing import TYPE_CHECKING, Any
@@ -25,8 +28,9 @@ import salt.utils.url
 from salt.exceptions import CommandExecutionError, MinionError, SaltInvocationError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
+    __grains__: dict[str, Any] = {}
     __salt__: dict[str, Any] = {}
 
 FLAVORS = {"redis": "Redis", "valkey": "Valkey"}
@@ -135,6 +139,23 @@ def name(
     _known(flavor)
     known_by = f"{version}-{hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:10]}"
     return known_by if flavor == "redis" else f"{flavor}-{known_by}"
+
+
+def pack_name(build: str) -> str:
+    """
+    The name that a build has when hosts like this one share it: ``BUILD-CODENAME-ARCHITECTURE`` of the distribution.
+
+    build
+        The build's name.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' redis_build.pack_name 8.0.6-0123456789
+    """
+    platform = _platform()
+    return f"{build}-{platform['os']}-{platform['arch']}"
 
 
 def current(prefix: str = "/opt/redis") -> str:
@@ -276,6 +297,8 @@ def make(
     tls: bool = False,
     systemd: bool = True,
     flavor: str = "redis",
+    pack: str = "",
+    pack_hash: str = "",
 ) -> dict[str, Any]:
     """
     Compile a build unless it is there, start it once on a private socket, and put it beside the others. Which one is
@@ -293,9 +316,12 @@ def make(
         Unprivileged user who compiles; exists already.
     jobs
         Compilers at a time.
+    pack, pack_hash
+        Where the finished build is that another host made (see :func:`pack`), and its digest: it is taken in place of
+        compiling. Empty (default): compile.
 
-    Returns a record: ``build``, ``compiled`` (bool), ``seconds`` (of this call). Raises CommandExecutionError with the
-    compiler's last lines; nothing of the new build is left then.
+    Returns a record: ``build``, ``compiled`` and ``taken`` (bool), ``seconds`` (of this call). Raises
+    CommandExecutionError with the compiler's last lines; nothing of the new build is left then.
 
     CLI Example:
 
@@ -311,9 +337,57 @@ def make(
         _make_prefix(prefix)
         _remove_leftovers(prefix)
         present = _read_record(prefix, build) is not None
-        if not present:
-            _compile_and_install(build, flags, source, source_hash, prefix, account, jobs)
-    return {"build": build, "compiled": not present, "seconds": round(time.monotonic() - begun, 1)}
+        if not present and pack:
+            _place(
+                build, flags, prefix, account, lambda work, staged: _take(build, flags, pack, pack_hash, work, staged)
+            )
+        elif not present:
+            compiled = {"source": source, "source_hash": source_hash, "jobs": jobs}
+            _place(
+                build, flags, prefix, account, lambda work, staged: _compiled(flags, work, staged, account, **compiled)
+            )
+    return {
+        "build": build,
+        "compiled": not present and not pack,
+        "taken": not present and bool(pack),
+        "seconds": round(time.monotonic() - begun, 1),
+    }
+
+
+def pack(build: str = "", folder: str = "/var/cache/redis_sidekiq", prefix: str = "/opt/redis") -> dict[str, Any]:
+    """
+    Put a finished build into one file, for other hosts of the same distribution and architecture to take.
+
+    build
+        Its name; the current one when empty (default).
+    folder
+        Where the file goes; made if it is not there.
+    prefix
+        Folder that holds the builds.
+
+    Returns ``name`` and ``hash``, an entry for the pillar ``redis_sidekiq:redis:build:packs``; ``path`` and ``size``
+    (bytes). The same build gives the same file. Raises CommandExecutionError when a program is not as it was installed.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'builder' redis_build.pack
+    """
+    with _lock():
+        build = build or current(prefix)
+        record = _read_record(prefix, build)
+        if record is None:
+            raise CommandExecutionError(f"There is no build {build or 'that is current'} in {prefix}")
+        record = {**_platform(), **record}
+        path = os.path.join(folder, f"{pack_name(build)}.tar.gz")
+        with _failing(f"Cannot write {path}"):
+            os.makedirs(folder, mode=0o755, exist_ok=True)
+            _write_pack(record, os.path.join(prefix, build, "bin"), path)
+            with open(path, "rb") as stream:
+                digest = hashlib.sha256(stream.read()).hexdigest()
+            size = os.path.getsize(path)
+    return {"name": pack_name(build), "hash": f"sha256={digest}", "path": path, "size": size}
 
 
 def use(build: str, prefix: str = "/opt/redis", user: str = "redis-build") -> dict[str, str]:
@@ -584,33 +658,26 @@ def _remove_leftovers(prefix: str) -> None:
                     os.unlink(path)
 
 
-def _compile_and_install(
-    name: str, flags: dict[str, Any], source: str, source_hash: str, prefix: str, account: dict[str, Any], jobs: int
+def _place(
+    build: str,
+    flags: dict[str, Any],
+    prefix: str,
+    account: dict[str, Any],
+    fill: Callable[[str, str], dict[str, Any]],
 ) -> None:
-    begun = time.monotonic()
+    """Let ``fill`` lay a build out, try that, and put it among the others; nothing of a failure is left."""
     private = tempfile.mkdtemp(prefix=".build-", dir=prefix)
     try:
         # root's, with a folder in it for the unprivileged user and one for what is installed.
         os.chmod(private, 0o711)
         work, staged = os.path.join(private, "work"), os.path.join(private, "install")
         os.mkdir(work, 0o700)
-        os.chown(work, account["uid"], account["gid"])
-        _unpack(_fetch(source, source_hash, work, account), work, account)
-        _compile(work, flags, account, jobs)
-        programs = _install(os.path.join(work, "src"), staged, flags["flavor"])
+        record = fill(work, staged)
         said = _try_build(staged, flags, account)
-        record = {
-            "build": name,
-            **flags,
-            "digest": source_hash.lower(),
-            "source": _shown(source),
-            "built": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "seconds": round(time.monotonic() - begun, 1),
-            "rdb_version": said["rdb_version"],
-            "programs": programs,
-        }
+        programs = record.pop("programs")
+        record = {"build": build, **flags, **record, "rdb_version": said["rdb_version"], "programs": programs}
         _write_record(staged, record)
-        target = os.path.join(prefix, name)
+        target = os.path.join(prefix, build)
         if os.path.lexists(target):  # what has the name of a build and is none
             os.rename(target, os.path.join(private, "replaced"))
         os.rename(staged, target)
@@ -644,6 +711,99 @@ def _write_record(folder: str, record: dict[str, Any]) -> None:
         os.fchmod(stream.fileno(), 0o644)  # whatever the umask says
         os.fsync(stream.fileno())
     _sync_folder(folder)
+
+
+def _compiled(
+    flags: dict[str, Any],
+    work: str,
+    staged: str,
+    account: dict[str, Any],
+    source: str,
+    source_hash: str,
+    jobs: int,
+) -> dict[str, Any]:
+    begun = time.monotonic()
+    os.chown(work, account["uid"], account["gid"])
+    _unpack(_fetch(source, source_hash, work, account["gid"]), work, account)
+    _compile(work, flags, account, jobs)
+    programs = _install(os.path.join(work, "src"), staged, flags["flavor"])
+    return {
+        "digest": source_hash.lower(),
+        "source": _shown(source),
+        "built": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "seconds": round(time.monotonic() - begun, 1),
+        **_platform(),
+        "programs": programs,
+    }
+
+
+def _platform() -> dict[str, str]:
+    """What a program that was compiled here needs of another host: its distribution, architecture and C library."""
+    return {
+        "os": __grains__["oscodename"],
+        "arch": __grains__["osarch"],
+        "libc": os.confstr("CS_GNU_LIBC_VERSION") or "",
+    }
+
+
+# Builds that hosts share
+
+
+def _write_pack(record: dict[str, Any], folder: str, path: str) -> None:
+    """The record, and each program once, whatever names it has; nothing that differs from one packing to another."""
+    contents = {_RECORD: (json.dumps(record, indent=2, sort_keys=True) + "\n").encode()}
+    for program, facts in record["programs"].items():
+        with open(os.path.join(folder, program), "rb") as stream:
+            content = stream.read()
+        if hashlib.sha256(content).hexdigest() != facts["sha256"]:
+            raise CommandExecutionError(
+                f"{os.path.join(folder, program)} is not as it was installed, so it is not shared"
+            )
+        contents.setdefault(facts["sha256"], content)
+    draft = f"{path}.new"
+    with open(draft, "wb") as target:
+        with (
+            gzip.GzipFile(filename="", mode="wb", fileobj=target, mtime=0) as zipped,
+            tarfile.open(fileobj=zipped, mode="w", format=tarfile.USTAR_FORMAT) as archive,
+        ):
+            for name, content in contents.items():
+                entry = tarfile.TarInfo(name)
+                entry.size, entry.mode = len(content), 0o644
+                archive.addfile(entry, io.BytesIO(content))
+        target.flush()
+        os.fchmod(target.fileno(), 0o644)
+        os.fsync(target.fileno())
+    os.replace(draft, path)
+
+
+def _take(build: str, flags: dict[str, Any], source: str, source_hash: str, work: str, staged: str) -> dict[str, Any]:
+    """A build that another host made: of the verified file the record, and the programs that it names."""
+    try:
+        with tarfile.open(_fetch(source, source_hash, work, 0)) as archive:
+            members = {member.name: member for member in archive if member.isreg()}
+            record = json.load(archive.extractfile(members[_RECORD]))
+            wanted = {"build": build, **flags, **{key: _platform()[key] for key in ("os", "arch")}}
+            wrong = [
+                f"its {key} is {record.get(key)!r}, not {wanted[key]!r}"
+                for key in wanted
+                if record.get(key) != wanted[key]
+            ]
+            if wrong:
+                raise CommandExecutionError(f"{_shown(source)} is a build for others: {'; '.join(wrong)}")
+
+            def copy(program: str, target: str) -> dict[str, Any]:
+                return _copy_stream(archive.extractfile(members[record["programs"][program]["sha256"]]), target)
+
+            programs = _lay_out(staged, flags["flavor"], copy)
+    except (tarfile.TarError, EOFError, KeyError, TypeError, ValueError) as err:
+        raise CommandExecutionError(f"{_shown(source)} holds no build that redis_build.pack made: {err!r}") from None
+    if programs != record["programs"]:
+        raise CommandExecutionError(f"{_shown(source)} holds other programs than its record says")
+    kept = ("digest", "source", "built", "seconds", "os", "arch", "libc")
+    return {**{key: record.get(key) for key in kept}, "pack": _shown(source), "programs": programs}
+
+
+# The sources, compiled
 
 
 def _local_path(source: str) -> str:
@@ -683,7 +843,7 @@ def _verify(stream: Any, source: str, source_hash: str, copy: Any = None) -> Non
         )
 
 
-def _fetch(source: str, source_hash: str, work: str, account: dict[str, Any]) -> str:
+def _fetch(source: str, source_hash: str, work: str, gid: int) -> str:
     """
     The verified tarball in the build's folder. What is verified is what was copied: the file at the source may change
     at any moment. Salt downloads to a file of another name first, so that a cut-off download is none.
@@ -694,7 +854,7 @@ def _fetch(source: str, source_hash: str, work: str, account: dict[str, Any]) ->
         with _open_tarball(path, source) as stream, open(target, "xb") as copy:
             _verify(stream, source, source_hash, copy)
             os.fchmod(copy.fileno(), 0o440)
-            os.fchown(copy.fileno(), 0, account["gid"])
+            os.fchown(copy.fileno(), 0, gid)
     except CommandExecutionError:
         if not _local_path(source):
             # The next run downloads anew, rather than find this copy.
@@ -762,6 +922,11 @@ def _install(source: str, staged: str, flavor: str) -> dict[str, dict[str, Any]]
     """
     if os.path.realpath(source) != os.path.abspath(source):
         raise CommandExecutionError(f"The build made a link of {source}, so nothing of it is installed")
+    return _lay_out(staged, flavor, lambda program, target: _copy_program(os.path.join(source, program), target))
+
+
+def _lay_out(staged: str, flavor: str, copy: Callable[[str, str], dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """A build's folder as it will be, but for the record; returns size and digest of each program."""
     for folder in (staged, os.path.join(staged, "bin")):
         os.mkdir(folder)
         os.chmod(folder, 0o755)  # whatever the umask says
@@ -769,7 +934,7 @@ def _install(source: str, staged: str, flavor: str) -> dict[str, dict[str, Any]]
     twins: dict[str, str] = {}
     for program in PROGRAMS[flavor]:
         target = os.path.join(staged, "bin", program)
-        facts = _copy_program(os.path.join(source, program), target)
+        facts = copy(program, target)
         twin = twins.setdefault(facts["sha256"], target)
         if twin != target:  # redis-sentinel and redis-check-* are redis-server under other names
             os.unlink(target)
@@ -791,15 +956,19 @@ def _copy_program(source: str, target: str) -> dict[str, Any]:
         os.close(handle)
         raise CommandExecutionError(f"What the build left as {name} is no regular file, so nothing of it is installed")
     with open(handle, "rb") as stream:
-        digest, size = hashlib.sha256(), 0
-        with open(target, "xb") as copy:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-                size += len(block)
-                copy.write(block)
-            copy.flush()
-            os.fchmod(copy.fileno(), 0o755)
-            os.fsync(copy.fileno())
+        return _copy_stream(stream, target)
+
+
+def _copy_stream(stream: Any, target: str) -> dict[str, Any]:
+    digest, size = hashlib.sha256(), 0
+    with open(target, "xb") as copy:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+            size += len(block)
+            copy.write(block)
+        copy.flush()
+        os.fchmod(copy.fileno(), 0o755)
+        os.fsync(copy.fileno())
     return {"size": size, "sha256": digest.hexdigest()}
 
 

@@ -132,6 +132,19 @@ BUILD = Section(
             high=100,
             unit="builds",
         ),
+        "packs": Setting(
+            "packs",
+            {},
+            "Finished builds that hosts share, by name, each with its digest: what `redis_build.pack` returned. A host for "
+            "which one of them is made takes it and needs no compiler, all others compile.",
+            example={"8.0.6-e5fe8aa51c-bookworm-amd64": "sha256=" + "0123456789abcdef" * 4},
+        ),
+        "packs_from": Setting(
+            "place",
+            "salt://redis-builds",
+            "The folder that has their files, `NAME.tar.gz` each. The master's file server, because every minion reaches it.",
+            example="https://mirror.example.com/redis-builds",
+        ),
     },
 )
 
@@ -775,7 +788,9 @@ CONTRACT = Section(
 # The operating system's layer, by os_family: packages for each purpose.
 PACKAGES = {
     "Debian": {
-        "redis": ["build-essential", "ca-certificates", "libsystemd-dev", "pkg-config"],
+        "redis": ["ca-certificates"],
+        # Not where a finished build is taken.
+        "compile": ["build-essential", "libsystemd-dev", "pkg-config"],
         "tls": ["libssl-dev"],
         "firewall": ["ufw"],
         "sidekiq": ["sudo"],
@@ -1477,6 +1492,11 @@ KINDS = {
         r"(?:(?:https|salt|file)://[^\s\x00-\x1f\x7f\"'\\]+|/[^\s\x00-\x1f\x7f\"'\\]+)?",
         _read_source,
     ),
+    "place": _text(
+        "https://, salt:// or file:// and a path, or an absolute path",
+        r"(?:(?:https|salt|file)://[^\s\x00-\x1f\x7f\"'\\]+|/[^\s\x00-\x1f\x7f\"'\\]+)",
+        _read_source,
+    ),
     "hash": _or_empty(
         _text(
             "sha256= and 64 hex digits (sha384 and sha512 too)", r"(?:sha(?:256|384|512)[=:])?[0-9A-Fa-f]+", _read_hash
@@ -1605,6 +1625,24 @@ def _read_directives(value: dict, path: str, problems: Problems) -> dict[str, li
     return result
 
 
+def _read_packs(value: dict, path: str, problems: Problems) -> dict[str, str]:
+    """Name -> digest."""
+    result = {}
+    for name, digest in value.items():
+        place = f"{path}:{_name(name)}"
+        if not isinstance(name, str) or not re.fullmatch(_PACK, name):
+            problems.add(place, "no name of a shared build; allowed: what redis_build.pack returns as its name")
+            continue
+        try:
+            result[name] = _read_hash(digest) if isinstance(digest, str) else ""
+        except Wrong as wrong:
+            problems.add(place, f"found {digest!r}; allowed: sha256= and 64 hex digits{f'; {wrong}' if str(wrong) else ''}")
+            continue
+        if not result[name]:
+            problems.add(place, f"found {_form(digest)}; allowed: sha256= and 64 hex digits")
+    return result
+
+
 def _read_variables(value: dict, path: str, problems: Problems) -> dict[str, str]:
     """Name -> text. Every value counts as a secret."""
     result = {}
@@ -1654,7 +1692,14 @@ def _plain_key(key: Any, path: str, problems: Problems) -> bool:
     return False
 
 
+_PACK = r"(?:valkey-)?\d[0-9a-z.-]*-[0-9a-f]{10}-[a-z0-9]+-[a-z0-9_]+"
+
 MAPS = {
+    "packs": MapKind(
+        "a map of shared builds: name to digest",
+        {"propertyNames": {"pattern": f"^{_PACK}$"}, "additionalProperties": {"type": "string"}},
+        _read_packs,
+    ),
     "directives": MapKind(
         "a map of directives: name to value or list of values",
         {
@@ -2261,31 +2306,55 @@ def _packages(wish) -> list[str]:
     """Everything that the roles need from the distribution, sorted."""
     known, roles, sidekiq = PACKAGES[__grains__["os_family"]], wish["roles"], wish["sidekiq"]
     needed = [name for role in roles for name in known[role]]
-    if "redis" in roles and _tls_is_wanted(wish["redis"]):
-        needed += known["tls"]
+    if "redis" in roles:
+        needed += [] if _pack(_redis_source(wish["redis"]))["source"] else known["compile"]
+        needed += known["tls"] if _tls_is_wanted(wish["redis"]) else []
     if "sidekiq" in roles:
         needed += known[sidekiq["install"]] if sidekiq["packages"] is None else sidekiq["packages"]
     return sorted(set(needed))
 
 
+def _redis_source(redis) -> dict[str, Any]:
+    """With ``source`` and ``source_hash`` in any case."""
+    return {
+        **redis,
+        "source": redis["source"] or _releases("url")(redis["version"]),
+        "source_hash": redis["source_hash"] or "sha256=" + _releases("digest")(redis["version"]),
+    }
+
+
+def _pack(redis) -> dict[str, str]:
+    """The finished build that this host can take: ``name``, ``source`` and ``hash``; no source: none was made for it."""
+    build = redis["build"]
+    if not build["packs"]:
+        return {"name": "", "source": "", "hash": ""}
+    words = {"malloc": build["malloc"], "tls": _tls_is_wanted(redis), "flavor": redis["flavor"]}
+    name = __salt__["redis_build.pack_name"](
+        __salt__["redis_build.name"](redis["version"], redis["source_hash"], **words)
+    )
+    found = build["packs"].get(name, "")
+    return {"name": name, "source": f"{build['packs_from'].rstrip('/')}/{name}.tar.gz" if found else "", "hash": found}
+
+
 def _redis(wish, reveal) -> dict[str, Any]:
     """
     ``flavor``, ``version``, ``source``, ``source_hash`` (``sha256=HEX``), ``prefix``, ``bin_dir``, ``user``, ``group``,
-    ``build`` (``user``, ``jobs`` at least 1, ``malloc``, ``tls``, ``keep``), ``kernel`` (name -> value, see
-    :func:`redis_kernel.facts`), ``service_manager`` (systemd or sysv), ``restart``, ``purge_data``, ``backup`` and
-    ``instances``, a list in the order of their ports (see :func:`_instance`), with a ``restart`` and a ``backup`` each
-    (``enabled``, ``keep``, ``at``, ``delay``, ``dir``: its own folder).
+    ``build`` (``user``, ``jobs`` at least 1, ``malloc``, ``tls``, ``keep``), ``pack`` (the finished build that this host
+    takes, see :func:`_pack`), ``kernel`` (name -> value, see :func:`redis_kernel.facts`), ``service_manager`` (systemd or
+    sysv), ``restart``, ``purge_data``, ``backup`` and ``instances``, a list in the order of their ports (see
+    :func:`_instance`), with a ``restart`` and a ``backup`` each (``enabled``, ``keep``, ``at``, ``delay``, ``dir``: its own
+    folder).
     """
-    redis = wish["redis"]
-    version, manager = redis["version"], redis["service_manager"]
+    redis = _redis_source(wish["redis"])
+    manager = redis["service_manager"]
+    build = {name: value for name, value in redis["build"].items() if not name.startswith("packs")}
     if manager == "auto":
         manager = "systemd" if _booted_by_systemd() else "sysv"
-    build = {**redis["build"], "tls": _tls_is_wanted(redis)}
+    build["tls"] = _tls_is_wanted(redis)
     return {
         **{key: value for key, value in redis.items() if key != "tls"},
-        "source": redis["source"] or _releases("url")(version),
-        "source_hash": redis["source_hash"] or "sha256=" + _releases("digest")(version),
         "build": {**build, "jobs": build["jobs"] or int(__grains__.get("num_cpus") or 1)},
+        "pack": _pack(redis),
         "kernel": _kernel(redis),
         "service_manager": manager,
         "instances": [

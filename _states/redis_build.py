@@ -29,10 +29,13 @@ def present(
     tls: bool = False,
     systemd: bool = True,
     flavor: str = "redis",
+    pack: str = "",
+    pack_hash: str = "",
+    pack_name: str = "",
 ) -> dict[str, Any]:
     """
-    A release of Redis is compiled, and was started once to see that it is what was asked for. Which build is the
-    current one stays as it is.
+    A release of Redis is compiled, or taken from a host that compiled it, and was started once to see that it is what
+    was asked for. Which build is the current one stays as it is.
 
     name
         The release, such as ``8.0.6``.
@@ -53,6 +56,10 @@ def present(
         What is compiled in (bool); a ``Type=notify`` unit needs ``systemd``.
     flavor
         ``redis`` (default) or ``valkey``.
+    pack, pack_hash
+        Where the finished build is that another host made, and its digest; empty (default): compile.
+    pack_name
+        What such a build would be called, to say so where there is none.
 
     Example:
 
@@ -73,13 +80,15 @@ def present(
         if not ret["changes"]:
             return _same(ret, f"{facts['build']} is there")
         if __opts__["test"]:
-            found = "" if facts["present"] else __salt__["redis_build.source_check"](source, source_hash)
-            return _would(ret, "; ".join(filter(None, [_present_plan(facts), found])))
-        record = __salt__["redis_build.make"](name, source, source_hash, user=user, jobs=jobs, **what)
+            file = (pack, pack_hash) if pack else (source, source_hash)
+            found = "" if facts["present"] else __salt__["redis_build.source_check"](*file)
+            return _would(ret, "; ".join(filter(None, [_present_plan(facts, pack), found])))
+        given = {"user": user, "jobs": jobs, "pack": pack, "pack_hash": pack_hash}
+        record = __salt__["redis_build.make"](name, source, source_hash, **given, **what)
         left = _present_changes(__salt__["redis_build.facts"](name, source_hash, **what))
         if left:
             return _failed(ret, f"{facts['build']} was built, and is still not in place: {', '.join(sorted(left))}")
-        return _changed(ret, _present_sentence(facts, record))
+        return _changed(ret, _present_sentence(facts, record, pack, pack_name))
     except _ERRORS as err:
         return _failed(ret, str(err))
 
@@ -299,19 +308,23 @@ def _present_changes(facts: dict[str, Any]) -> dict[str, Any]:
     return changes
 
 
-def _present_plan(facts: dict[str, Any]) -> str:
+def _present_plan(facts: dict[str, Any], pack: str) -> str:
     plan = []
     if not facts["present"]:
-        plan.append(f"{facts['build']} would be compiled")
+        plan.append(f"{facts['build']} would be {f'taken from {pack}' if pack else 'compiled'}")
     if facts["leftovers"]:
         plan.append(f"{', '.join(facts['leftovers'])}, left behind by a run that was cut off, would be removed")
     return "; ".join(plan)
 
 
-def _present_sentence(facts: dict[str, Any], record: dict[str, Any]) -> str:
+def _present_sentence(facts: dict[str, Any], record: dict[str, Any], pack: str, pack_name: str) -> str:
     said = []
     if record["compiled"]:
         said.append(f"{record['build']} was compiled in {record['seconds']:.0f} s")
+        if pack_name:
+            said.append(f"redis_sidekiq:redis:build:packs has no {pack_name}, which could have been taken")
+    if record["taken"]:
+        said.append(f"{record['build']} was taken from {pack} in {record['seconds']:.0f} s")
     if facts["leftovers"]:
         said.append("what a run that was cut off left behind was removed")
     return "; ".join(said) or f"Another run built {record['build']}"

@@ -165,6 +165,26 @@ BUILDS = [
         redis(build={"malloc": "tcmalloc"}),
         [f"{REDIS}:build:malloc: found", "jemalloc, libc"],
     ),
+    (
+        "a shared build of any name",
+        redis(build={"packs": {"redis.tar.gz": "a" * 64}}),
+        [f"{REDIS}:build:packs:redis.tar.gz: no name of a shared build"],
+    ),
+    (
+        "a shared build with an md5 digest",
+        redis(build={"packs": {"8.0.6-0123456789-bookworm-amd64": "d" * 32}}),
+        [f"{REDIS}:build:packs:8.0.6-0123456789-bookworm-amd64: found", "md5 can be forged"],
+    ),
+    (
+        "a shared build without a digest",
+        redis(build={"packs": {"8.0.6-0123456789-bookworm-amd64": ""}}),
+        [f"{REDIS}:build:packs:8.0.6-0123456789-bookworm-amd64: found", "64 hex digits"],
+    ),
+    (
+        "shared builds by http",
+        redis(build={"packs_from": "http://mirror"}),
+        [f"{REDIS}:build:packs_from: found", "https://"],
+    ),
     ("no way back", redis(build={"keep": 0}), [f"{REDIS}:build:keep: found 0", "1 to 100"]),
     ("fewer than no compilers", redis(build={"jobs": -1}), [f"{REDIS}:build:jobs: found -1", "0 to 256"]),
     (

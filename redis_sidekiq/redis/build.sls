@@ -23,6 +23,9 @@ The user {{ redis.build.user }}, who compiles Redis, is there:
     - prefix: {{ redis.prefix | tojson }}
     - user: {{ redis.build.user | tojson }}
     - jobs: {{ redis.build.jobs }}
+    - pack: {{ redis.pack.source | tojson }}
+    - pack_hash: {{ redis.pack.hash | tojson }}
+    - pack_name: {{ redis.pack.name | tojson }}
     - malloc: {{ redis.build.malloc }}
     - tls: {{ redis.build.tls | tojson }}
     - flavor: {{ redis.flavor }}

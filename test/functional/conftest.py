@@ -111,11 +111,12 @@ def make_tarball(open_folder: Path, redis_build: Path, request):
     """
     Return a function that makes a tarball whose Makefile copies the real programs, and whatever else it is told.
 
-    It takes rules for make by target, which go before those; returns ``source`` and ``source_hash``.
+    It takes rules for make by target, which go before those; returns ``source`` and ``source_hash``. With the flavor
+    ``valkey`` they have Valkey's names, and the server says of itself in its way (a line of INFO has another name).
     """
 
-    def make(**rules: str) -> dict:
-        name = hashlib.sha256(request.node.nodeid.encode() + repr(rules).encode()).hexdigest()[:10]
+    def make(flavor: str = "redis", **rules: str) -> dict:
+        name = hashlib.sha256(request.node.nodeid.encode() + repr((flavor, rules)).encode()).hexdigest()[:10]
         top = open_folder / name / "some-folder"
         (top / "src").mkdir(parents=True, exist_ok=True)
         programs = [
@@ -129,6 +130,9 @@ def make_tarball(open_folder: Path, redis_build: Path, request):
         rules = {
             program: rules.get(program.replace("-", "_"), f"cp {redis_build}/current/bin/$@ $@") for program in programs
         }
+        if flavor == "valkey":
+            rename = f"sed s/redis_git_sha1/valkey_version/ {redis_build}/current/bin/$(subst valkey,redis,$@) > $@"
+            rules = {program.replace("redis", "valkey"): f"{rename}; chmod 755 $@" for program in programs}
         text = "".join(f"{program}:\n\t{rule}\n" for program, rule in rules.items())
         (top / "src" / "Makefile").write_text(text)
         path = open_folder / name / "redis.tar.gz"

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from test.hosts import app
-from test.hosts.lab import apply_locally, redis_version, tarball, wait_for
+from test.hosts.lab import apply_locally, redis_version, salt_call, tarball, wait_for
 from test.hosts.redis_lab import CONFIG, IMAGES, LIVE, SERVES, changed, configure, fill, pid
 
 UNIT = "/etc/systemd/system/redis_6379.service"
@@ -282,6 +282,25 @@ def test_changed_flags_build_anew_and_older_builds_go(redis_host):
     run = apply_locally(host)
     assert changed(run) == set(announced.pending)
     assert run.states[gone]["changes"] == {"removed": [old]} == announced.states[gone]["changes"]
+    assert app.redis(host, "dbsize") == "300"
+    apply_locally(host).assert_unchanged()
+
+
+def test_a_shared_build_takes_no_compiler(redis_host):
+    host = redis_host()
+    fill(host)
+    packed = salt_call(host, "redis_build.pack", "folder=/srv/formula/redis-builds")
+    configure(host, build={"packs": {packed["name"]: packed["hash"]}})
+    apply_locally(host).assert_unchanged()
+    # The next host like this one: no build, and nothing that compiles.
+    host.run(["systemctl", "stop", "redis_6379"])
+    host.run(["sh", "-c", "rm -r /opt/redis/* && dpkg --force-depends --purge make gcc 2>&1"])
+    announced = apply_locally(host, test=True).assert_ok()
+    assert "would be taken from salt://redis-builds/" in announced.states["Redis 7.0.15 is built"]["comment"]
+    run = apply_locally(host)
+    assert changed(run) <= set(announced.pending)
+    assert "was taken from salt://redis-builds/" in run.states["Redis 7.0.15 is built"]["comment"]
+    assert not host.exists("/usr/bin/make")
     assert app.redis(host, "dbsize") == "300"
     apply_locally(host).assert_unchanged()
 

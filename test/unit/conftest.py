@@ -27,6 +27,9 @@ def redis_sidekiq(load):
     names = ("digest", "known", "nearest", "url")
     module.__salt__ = {f"redis_releases.{name}": getattr(releases, name) for name in names}
     module.__grains__ = {"os_family": "Debian", "mem_total": 4096, "num_cpus": 2}
+    builds = load("_modules/redis_build.py")
+    builds.__grains__ = {"oscodename": "bookworm", "osarch": "amd64"}
+    module.__salt__ |= {f"redis_build.{name}": getattr(builds, name) for name in ("name", "pack_name")}
     module.__pillar__ = {}
     module._booted_by_systemd = lambda: True
     module._salt_call = lambda: "/usr/bin/salt-call"

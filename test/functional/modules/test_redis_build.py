@@ -6,10 +6,12 @@ import contextlib
 import functools
 import hashlib
 import http.server
+import io
 import json
 import os
 import signal
 import subprocess
+import tarfile
 import threading
 import time
 from pathlib import Path
@@ -112,6 +114,81 @@ def test_a_folder_without_a_record_is_built_anew(build, make_tarball, prefix):
     (prefix / name / "build.json").unlink()
     assert build(**wish)["compiled"] is True
     assert os.listdir(prefix) == [name]
+
+
+def test_valkey_is_built_by_its_own_names_and_version(modules, build, make_tarball, prefix):
+    tarball = make_tarball("valkey")
+    version = "00000000"  # what the renamed line of INFO says
+    with pytest.raises(CommandExecutionError, match=f"its version is '{version}', wanted is '8.1.1'"):
+        build("8.1.1", **tarball, flavor="valkey")
+    with pytest.raises(CommandExecutionError, match="Redis 7.0.15 does not compile"):
+        build(**tarball)
+    name = build(version, **tarball, flavor="valkey")["build"]
+    record = modules.redis_build.builds(str(prefix))[0]
+    assert (record["build"], record["flavor"], record["rdb_version"]) == (name, "valkey", 10)
+    assert name.startswith("valkey-00000000-") and "valkey-sentinel" in record["programs"]
+    assert modules.redis_build.use(name, prefix=str(prefix), user="nobody")["current"] == name
+    assert modules.redis_build.binary(str(prefix)).endswith("/current/bin/valkey-server")
+
+
+# Builds that hosts share ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shared(modules, build, make_tarball, prefix):
+    """A build that was packed and is gone: its tarball's settings, and what ``pack`` returned."""
+    wish = make_tarball()
+    name = build(**wish)["build"]
+    packed = modules.redis_build.pack(name, folder=str(prefix.parent), prefix=str(prefix))
+    again = modules.redis_build.pack(name, folder=str(prefix.parent / "again"), prefix=str(prefix))
+    assert packed["hash"] == again["hash"]
+    assert packed["name"].startswith(f"{name}-") and packed["path"].endswith(f"/{packed['name']}.tar.gz")
+    programs = modules.redis_build.builds(str(prefix))[0]["programs"]
+    modules.redis_build.discard(name, str(prefix))
+    return {"wish": wish, "packed": packed, "programs": programs, "build": name}
+
+
+def test_a_shared_build_is_taken_and_nothing_is_compiled(modules, build, shared, prefix):
+    packed = shared["packed"]
+    wish = {**shared["wish"], "source": "/no/such/file", "pack": packed["path"], "pack_hash": packed["hash"]}
+    record = build(**wish)
+    assert (record["build"], record["compiled"], record["taken"]) == (shared["build"], False, True)
+    found = modules.redis_build.builds(str(prefix))[0]
+    assert found["programs"] == shared["programs"] and found["pack"] == packed["path"]
+    folder = prefix / shared["build"] / "bin"
+    for program, facts in found["programs"].items():
+        assert hashlib.sha256((folder / program).read_bytes()).hexdigest() == facts["sha256"]
+    assert (folder / "redis-server").stat().st_ino == (folder / "redis-sentinel").stat().st_ino
+    assert build(**wish)["taken"] is False
+
+
+@pytest.mark.parametrize("how", ["tampered", "other flags", "other distribution", "no pack", "cut short"])
+def test_a_shared_build_that_is_not_the_one_wanted_is_not_taken(modules, build, shared, prefix, how):
+    path, wish = Path(shared["packed"]["path"]), dict(shared["wish"])
+    content, version = path.read_bytes(), REDIS
+    words = {"tampered": "is not the one wanted", "other flags": "its version is", "other distribution": "its os is"}
+    if how == "tampered":
+        path.write_bytes(content + b"x")
+    elif how == "other flags":
+        version = "7.0.14"
+    elif how == "other distribution":
+        with tarfile.open(path) as archive:
+            files = {member.name: archive.extractfile(member).read() for member in archive}
+        record = json.loads(files["build.json"]) | {"os": "sarge"}
+        files["build.json"] = json.dumps(record).encode()
+        with tarfile.open(path, "w:gz") as archive:
+            for name, text in files.items():
+                entry = tarfile.TarInfo(name)
+                entry.size = len(text)
+                archive.addfile(entry, io.BytesIO(text))
+    elif how == "no pack":
+        path.write_bytes(Path(wish["source"]).read_bytes())
+    elif how == "cut short":
+        path.write_bytes(content[: len(content) // 2])
+    digest = hashlib.sha256(content if how == "tampered" else path.read_bytes()).hexdigest()
+    with pytest.raises(CommandExecutionError, match=words.get(how, "holds no build")):
+        build(version, **wish, pack=str(path), pack_hash=f"sha256={digest}")
+    assert nothing_is_left(prefix)
 
 
 # What a build may not do --------------------------------------------------------------------------------------------

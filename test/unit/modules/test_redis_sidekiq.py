@@ -343,6 +343,19 @@ def test_settings_take_no_other_argument(settle):
 # Defaults ------------------------------------------------------------------------------------------------------------
 
 
+def test_a_finished_build_is_taken_where_it_was_made_for(settle):
+    build = "8.0.6-e5fe8aa51c-bookworm-amd64"
+    packs = {build: "A" * 64, build.replace("bookworm", "trixie"): "b" * 64}
+    settings = settle({"redis_sidekiq": {"roles": ["redis"], "redis": {"build": {"packs": packs}}}})
+    source = f"salt://redis-builds/{build}.tar.gz"
+    assert settings["redis"]["pack"] == {"name": build, "source": source, "hash": "sha256=" + "a" * 64}
+    assert settings["packages"] == ["ca-certificates"]
+    del packs[build]
+    settings = settle({"redis_sidekiq": {"roles": ["redis"], "redis": {"build": {"packs": packs, "packs_from": "/srv/x/"}}}})
+    assert settings["redis"]["pack"] == {"name": build, "source": "", "hash": ""}
+    assert "build-essential" in settings["packages"]
+
+
 def test_defaults(settle):
     """The whole result, so that a change of a default or of the shape shows here."""
     assert settle() == {
@@ -369,6 +382,7 @@ def test_defaults(settle):
             "group": "redis",
             "kernel": {"vm.overcommit_memory": "1", "net.core.somaxconn": "511", "transparent_hugepage": "madvise"},
             "build": {"user": "redis-build", "jobs": 2, "malloc": "jemalloc", "tls": False, "keep": 2},
+            "pack": {"name": "", "source": "", "hash": ""},
             "service_manager": "systemd",
             "restart": "when_needed",
             "purge_data": False,

@@ -8,7 +8,7 @@ from salt.exceptions import CommandExecutionError, SaltInvocationError
 BUILD = "7.0.15-abc"
 HASH = "sha256=00"
 SOURCE = {"source": "/packages/redis-7.0.15.tar.gz", "source_hash": HASH}
-RECORD = {"build": BUILD, "compiled": True, "seconds": 30.0}
+RECORD = {"build": BUILD, "compiled": True, "taken": False, "seconds": 30.0}
 
 
 @pytest.fixture
@@ -63,6 +63,20 @@ def test_present(state, test, found, changes):
     assert ret["result"] is (None if test and changes else True)
     assert ("has the digest" in ret["comment"]) is (test and not found["present"])
     assert acts(state) == []
+
+
+def test_present_says_where_a_build_comes_from(state):
+    pack = {"pack": "salt://redis-builds/x.tar.gz", "pack_hash": HASH, "pack_name": "x"}
+    state.__opts__["test"] = True
+    state.answers = {"facts": [build(present=False)], "source_check": ["it is fetched and verified then"]}
+    assert "would be taken from salt://redis-builds/x.tar.gz" in state.present("7.0.15", **SOURCE, **pack)["comment"]
+    state.__opts__["test"] = False
+    taken = {**RECORD, "compiled": False, "taken": True}
+    state.answers = {"facts": [build(present=False), build()], "make": [taken]}
+    assert "was taken from salt://redis-builds/x.tar.gz in 30 s" in state.present("7.0.15", **SOURCE, **pack)["comment"]
+    state.answers = {"facts": [build(present=False), build()], "make": [RECORD]}
+    comment = state.present("7.0.15", **SOURCE, pack_name="x")["comment"]
+    assert "was compiled in 30 s; redis_sidekiq:redis:build:packs has no x" in comment
 
 
 def test_present_fails_in_test_mode_for_a_tarball_that_is_wrong(state):
