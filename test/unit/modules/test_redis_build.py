@@ -311,3 +311,20 @@ def test_a_full_disk_is_told_of_a_failed_build(redis_build, tmp_path):
     assert redis_build._room_for_build("error: expected ';'", str(tmp_path)) == "error: expected ';'"
     words = redis_build._room_for_build("tar: x: Cannot write: No space left on device", str(tmp_path))
     assert words.startswith(f"{tmp_path} is full: a build needs about 400 MB there") and words.endswith("on device")
+
+
+def test_a_build_that_somebody_changed_is_not_shared(redis_build, prefix, tmp_path, monkeypatch):
+    monkeypatch.setattr(redis_build, "_LOCK_DIR", str(tmp_path / "lock"))
+    redis_build.__grains__ = {"oscodename": "bookworm", "osarch": "amd64"}
+    record = json.loads((prefix / "7.0.15-abc" / "build.json").read_text())
+    digest = hashlib.sha256(b"program").hexdigest()
+    record["programs"] = {program: {"size": 7, "sha256": digest} for program in record["programs"]}
+    (prefix / "7.0.15-abc" / "build.json").write_text(json.dumps(record))
+    packed = redis_build.pack("7.0.15-abc", str(tmp_path / "packs"), str(prefix))
+    assert packed["path"] == f"{tmp_path}/packs/7.0.15-abc-bookworm-amd64.tar.gz"
+    (prefix / "7.0.15-abc" / "bin" / "redis-cli").write_text("malware")
+    with pytest.raises(CommandExecutionError, match="redis-cli is not as it was installed"):
+        redis_build.pack("7.0.15-abc", str(tmp_path / "packs"), str(prefix))
+    with pytest.raises(CommandExecutionError, match="no build that is current"):
+        redis_build.pack(folder=str(tmp_path / "packs"), prefix=str(prefix))
+    assert os.listdir(tmp_path / "packs") == ["7.0.15-abc-bookworm-amd64.tar.gz"]
