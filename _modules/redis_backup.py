@@ -132,7 +132,9 @@ def backups(instance: str) -> list[dict[str, Any]]:
     try:
         names = sorted(filter(_NAME.fullmatch, os.listdir(folder)), reverse=True)
         paths = [(name, os.path.join(folder, name)) for name in names]
-        return [{"name": name, "path": path, "bytes": os.lstat(path).st_size, "made": _made(name)} for name, path in paths]
+        return [
+            {"name": name, "path": path, "bytes": os.lstat(path).st_size, "made": _made(name)} for name, path in paths
+        ]
     except FileNotFoundError:
         return []
     except OSError as err:
@@ -150,8 +152,8 @@ def backup(instance: str) -> dict[str, Any]:
     instance
         Name of the instance in the settings: its port.
 
-    Returns a record: ``path``, ``bytes``, ``keys`` (None if the checker does not say), ``seconds`` and ``removed`` (names
-    of old backups and drafts). Raises CommandExecutionError with what to do; all older backups are there then.
+    Returns a record: ``path``, ``bytes``, ``keys`` (None if the checker does not say), ``seconds`` and ``removed``
+    (names of old backups and drafts). Raises CommandExecutionError with what to do; all older backups are there then.
 
     CLI Example:
 
@@ -183,19 +185,21 @@ def verify(instance: str, backup: str) -> dict[str, Any]:
     redis, wish = _wish(instance)
     path = _path(wish, backup)
     if os.path.dirname(path) != wish["backup"]["dir"]:
-        raise SaltInvocationError(f"{path} is no backup in {wish['backup']['dir']}; restore checks it before it stops anything")
+        raise SaltInvocationError(
+            f"{path} is no backup in {wish['backup']['dir']}; restore checks it before it stops anything"
+        )
     return _run("verify", *_check_words(redis), path)
 
 
 def restore(instance: str, backup: str) -> dict[str, Any]:
     """
-    Put a backup in the place of an instance's data. The data as they were stay beside, in ``before-restore-TIME`` of the
-    data folder.
+    Put a backup in the place of an instance's data. The data as they were stay beside, in ``before-restore-TIME`` of
+    the data folder.
 
     A copy is made and checked first. Then the server is stopped with care for its data, one rename puts the copy where
     the next start looks (with ``appendonly`` it becomes the AOF), the server is started, and must have loaded as many
-    keys as the checker read. If not, the old data are put back and served. Whenever a start comes, after a loss of power
-    too, it finds the old data or the restored ones, whole.
+    keys as the checker read. If not, the old data are put back and served. Whenever a start comes, after a loss of
+    power too, it finds the old data or the restored ones, whole.
 
     instance
         Name of the instance in the settings: its port.
@@ -205,8 +209,8 @@ def restore(instance: str, backup: str) -> dict[str, Any]:
 
     Returns a record: what :func:`redis_server.restart` returns, and ``path``, ``bytes``, ``keys`` and ``kept`` (the
     folder with the data as they were, or empty); ``result`` is False if the old data are served. Raises
-    CommandExecutionError before anything is touched for an instance that follows a master, or whose redis.conf is not as
-    the settings say.
+    CommandExecutionError before anything is touched for an instance that follows a master, or whose redis.conf is not
+    as the settings say.
 
     CLI Example:
 
@@ -239,8 +243,8 @@ def schedule_facts(instance: str) -> dict[str, Any]:
     instance
         Name of the instance in the settings: its port.
 
-    Returns ``files`` (path -> unified diff, or ``removed``, of those that differ), ``timer`` (its unit, empty with cron)
-    and, with a timer, ``enabled``, ``active`` and ``reload`` (bool: systemd has an older one loaded).
+    Returns ``files`` (path -> unified diff, or ``removed``, of those that differ), ``timer`` (its unit, empty with
+    cron) and, with a timer, ``enabled``, ``active`` and ``reload`` (bool: systemd has an older one loaded).
 
     CLI Example:
 
@@ -478,8 +482,8 @@ def _path(wish: dict[str, Any], backup: str) -> str:
         path = os.path.join(folder, str(backup))
     else:
         raise SaltInvocationError(
-            f"{backup!r} is neither the name of a backup nor an absolute path; `redis_backup.backups {wish['name']}` has "
-            "the names"
+            f"{backup!r} is neither the name of a backup nor an absolute path; `redis_backup.backups {wish['name']}` "
+            "has the names"
         )
     try:
         found = os.lstat(path)
@@ -498,13 +502,16 @@ def _form(wish: dict[str, Any]) -> dict[str, str]:
     meaning = __salt__["redis_config.meaning"](wish["name"]) if not differs else {}
     if differs or not meaning:
         raise CommandExecutionError(
-            f"Nothing was restored: {wish['config']} or the build is not as the settings say; apply redis_sidekiq.redis first"
+            f"Nothing was restored: {wish['config']} or the build is not as the settings say; apply "
+            "redis_sidekiq.redis first"
         )
     if _last(wish, "appendonly", "no").lower() != "yes":
         return {"folder": "", "file": _last(wish, "dbfilename", "dump.rdb")}
     name = _last(wish, "appendfilename", "appendonly.aof")
     if not re.fullmatch(r"[A-Za-z0-9._-]+", name):
-        raise CommandExecutionError(f"Nothing was restored: appendfilename is {name!r}, which takes quotes in a manifest")
+        raise CommandExecutionError(
+            f"Nothing was restored: appendfilename is {name!r}, which takes quotes in a manifest"
+        )
     parts = "appenddirname" in meaning["values"]  # since Redis 7.0
     return {"folder": _last(wish, "appenddirname", "appendonlydir") if parts else "", "file": name}
 
@@ -609,7 +616,9 @@ def _diff(path: str, wanted: str | None) -> str:
     found = _read(path)
     if found == wanted:
         return ""
-    return "\n".join(difflib.unified_diff((found or "").splitlines(), wanted.splitlines(), "is", "will be", lineterm=""))
+    return "\n".join(
+        difflib.unified_diff((found or "").splitlines(), wanted.splitlines(), "is", "will be", lineterm="")
+    )
 
 
 def _write(path: str, text: str) -> None:

@@ -119,7 +119,9 @@ def test_timers_go_with_their_instance_and_with_clean(redis_host):
     instances(host, "6379")
     assert NO_OTHER in changed(apply_locally(host))
     apply_locally(host).assert_unchanged()
-    assert not host.exists("/etc/systemd/system/redis_6380_backup.timer") and host.exists(f"/etc/systemd/system/{TIMER}")
+    assert not host.exists("/etc/systemd/system/redis_6380_backup.timer") and host.exists(
+        f"/etc/systemd/system/{TIMER}"
+    )
     apply_locally(host, "redis_sidekiq.clean").assert_ok()
     assert not host.exists(f"/etc/systemd/system/{TIMER}") and not host.exists("/usr/local/lib/redis_sidekiq")
     assert len(names(host)) == len(names(host, "6380")) == 1
@@ -270,8 +272,8 @@ def test_restored_data_that_do_not_come_up_give_way_to_the_old_ones(drills):
 
 # What cuts a restore off ---------------------------------------------------------------------------------------------
 
-# Puts a backup in the place of the data again and again, and is killed at its first call of each kind to the file system,
-# its second and so on, until none is left. What Redis has when it is started after that is written down.
+# Puts a backup in the place of the data again and again, killed at its first call of each kind to the file system, its
+# second and so on, until none is left. What Redis has when it is started after that is written down.
 CUTS = """
 import json, subprocess, sys
 port, path, *place = sys.argv[1:]

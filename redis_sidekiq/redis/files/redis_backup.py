@@ -74,7 +74,8 @@ class Connection:
             if not str(err).startswith(("NOAUTH", "WRONGPASS", "NOPERM", "ERR invalid password", "ERR AUTH")):
                 return  # it is loading
             raise Failed(
-                f"Redis at {path or f'port {port}'} does not let in who knows the password of its redis.conf: apply redis_sidekiq.redis"
+                f"Redis at {path or f'port {port}'} does not let in who knows the password of its redis.conf: apply "
+                "redis_sidekiq.redis"
             ) from None
 
     def ask(self, *words: str):
@@ -418,7 +419,7 @@ def discard(args: argparse.Namespace) -> dict:
 def put(args: argparse.Namespace) -> dict:
     """
     Put the staged snapshot in the place of the data of a server that is stopped. The data as they were are linked into
-    a folder beside first; then one rename decides, so that a start finds the old data or the new ones, whenever it comes.
+    a folder beside first; then one rename decides, so that a start finds the old data or the new ones.
     """
     become(args.user, args.group)
     aside = os.path.join(args.dir, args.aside)

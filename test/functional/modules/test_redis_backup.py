@@ -1,4 +1,4 @@
-"""The program that backs Redis up, with a real server of a real build: what it copies, and what never becomes a backup."""
+"""The program that backs Redis up, with a real server: what it copies, and what never becomes a backup."""
 
 from __future__ import annotations
 

@@ -22,8 +22,14 @@ def program(load):
 def wish(tmp_path):
     """The settings of an instance whose backups are in the test's own folder."""
     lines = [["dir", "/var/redis/6379"], ["appendonly", "yes"]]
-    return {"name": "6379", "config": "/etc/redis/6379.conf", "dir": "/var/redis/6379", "unit": "redis_6379",
-            "directives": lines, "backup": {**BACKUP, "dir": str(tmp_path)}}
+    return {
+        "name": "6379",
+        "config": "/etc/redis/6379.conf",
+        "dir": "/var/redis/6379",
+        "unit": "redis_6379",
+        "directives": lines,
+        "backup": {**BACKUP, "dir": str(tmp_path)},
+    }
 
 
 @pytest.fixture
