@@ -238,6 +238,7 @@ def prefix_facts(prefix: str = "/opt/redis") -> dict[str, Any]:
     """
     ours = {record["build"] for record in builds(prefix)}
     ours |= {_CURRENT} if current(prefix) else set()
+    ours |= set(_instance_links(prefix))
     ours |= {name for name in _entries(prefix) if name.startswith(".")}
     others = [name for name in _entries(prefix) if name not in ours]
     return {"there": os.path.isdir(prefix), "ours": sorted(ours), "others": others}
@@ -424,7 +425,7 @@ def use(build: str, prefix: str = "/opt/redis", user: str = "redis-build") -> di
 
 def remove(prefix: str = "/opt/redis") -> None:
     """
-    Take away all builds of a prefix, the link to one, and the prefix if it is empty then. Files of others stay.
+    Take away all builds of a prefix, the links to them, and the prefix if it is empty then. Files of others stay.
 
     prefix
         Folder that holds them; one that is not there is fine.
@@ -440,6 +441,8 @@ def remove(prefix: str = "/opt/redis") -> None:
         with _failing(f"Cannot empty {prefix}"):
             if current(prefix):
                 os.unlink(os.path.join(prefix, _CURRENT))
+            for entry in _instance_links(prefix):
+                os.unlink(os.path.join(prefix, entry))
             for record in builds(prefix):
                 shutil.rmtree(os.path.join(prefix, record["build"]))
             if _entries(prefix) == []:
@@ -593,6 +596,11 @@ def _entries(prefix: str) -> list[str]:
         return []
     except OSError as err:
         raise CommandExecutionError(f"Cannot look into {prefix}: {err.strerror}") from err
+
+
+def _instance_links(prefix: str) -> list[str]:
+    """Names of the links by which instances start (see ``redis_upgrade``)."""
+    return [entry for entry in _entries(prefix) if entry.startswith("instance-") and os.path.islink(f"{prefix}/{entry}")]
 
 
 def _read_record(prefix: str, name: str) -> dict[str, Any] | None:

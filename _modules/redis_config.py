@@ -66,7 +66,7 @@ def drift(instance: str) -> dict[str, Any]:
     The directives in which a running server differs from what a start with the config of the settings would make.
 
     A directive that nobody names is compared too: what the settings no longer say, or what somebody set by hand, goes
-    back to the release's default. While another build runs than the current one, whose defaults may be others, only
+    back to the release's default. While another build runs than that of the settings, whose defaults may be others, only
     directives that the config names are compared.
 
     instance
@@ -179,7 +179,8 @@ def _wish(instance: str) -> dict[str, Any]:
     found = [wish for wish in redis["instances"] if wish["name"] == str(instance)]
     if not found:
         raise SaltInvocationError(f"{instance!r} is not a Redis instance of this minion")
-    return {**found[0], "binary": __salt__["redis_build.binary"](redis["prefix"])}
+    build = __salt__["redis_server.wished_build"]()
+    return {**found[0], "binary": __salt__["redis_build.binary"](redis["prefix"], build)}
 
 
 # What a config means

@@ -144,6 +144,7 @@ def remove(instance: str, purge_data: bool = False) -> str:
         _unlink(os.path.join(_RECORDS, f"redis_{name}.json"))
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(os.path.join(_CONFIGS, "tls", name))
+        __salt__["redis_upgrade.forget"](name)
         if purge_data:
             for path in data_folders(name):
                 shutil.rmtree(path) if os.path.isdir(path) and not os.path.islink(path) else _unlink(path)

@@ -2399,10 +2399,10 @@ def _backup_of(wish, name) -> dict[str, Any]:
 def _instance(name, entry, redis, manager, reveal) -> dict[str, Any]:
     """
     ``name``, ``port`` (0: no plain one), ``unit``, ``config``, ``dir``, ``bind``, ``allow_from``, ``has_password``,
-    ``open_files`` (the most that it may have open),
-    ``socket`` (a path, or empty), ``socket_group`` (of the socket, or empty), ``socket_folder`` (one that is not the
-    formula's, or empty), ``tls`` (see :func:`_instance_tls`, or {}), ``directives`` and ``users``, a list of
-    ``{name, rules}`` (see :func:`_redis_users`).
+    ``open_files`` (the most that it may have open), ``start_timeout`` and ``stop_timeout`` (s, see
+    :func:`_redis_timeouts`), ``socket`` (a path, or empty), ``socket_group`` (of the socket, or empty), ``socket_folder``
+    (one that is not the formula's, or empty), ``tls`` (see :func:`_instance_tls`, or {}), ``directives`` and ``users``, a
+    list of ``{name, rules}`` (see :func:`_redis_users`).
     """
     socket, tls = _socket(name, entry), _instance_tls(name, entry, redis, reveal)
     instance = {
@@ -2416,6 +2416,7 @@ def _instance(name, entry, redis, manager, reveal) -> dict[str, Any]:
         "has_password": bool(entry["password"]),
         # Redis wants 32 files beside its clients (src/server.h, CONFIG_MIN_RESERVED_FDS).
         "open_files": max(_OPEN_FILES, _number(entry, "maxclients", 10000) + 1024),
+        **_redis_timeouts(),
         "socket": socket,
         "socket_group": entry["unixsocket_group"],
         "socket_folder": os.path.dirname(socket) if isinstance(entry["unixsocket"], str) else "",
@@ -2469,6 +2470,14 @@ def _content(path: str) -> str | None:
             return stream.read(1 << 20)
     except OSError:
         return None
+def _redis_timeouts() -> dict[str, int]:
+    """
+    How long a server may load its data, and save them: 30 s for each GiB that the host could hold, half an hour and a
+    quarter at least. They are in the unit, and no reason for a restart: so not by `maxmemory`, which changes live, and in
+    powers of two of a GiB, for a kernel may count its memory otherwise than the last one.
+    """
+    gib = 1 << (max(0, int(__grains__.get("mem_total") or 0) - 1) // 1024).bit_length()
+    return {"start_timeout": max(1800, 30 * gib), "stop_timeout": max(900, 30 * gib)}
 
 
 # Sidekiq asks for INFO when it starts, and its web page shows it; without channels, for it neither sends nor listens.

@@ -218,6 +218,8 @@ def _running_changes(facts: dict[str, Any], restart: str) -> dict[str, Any]:
         changes["enabled"] = {"old": False, "new": True}
     if facts["active"] != "active":
         changes["running"] = {"old": facts["active"], "new": "active"}
+    elif facts["under_way"] and not facts["stale"]:
+        changes["build"] = {"old": facts["under_way"], "new": facts["build"]}
     elif restart != "never" and (facts["stale"] or facts["needs_reload"]):
         changes["restarted because"] = {"old": "", "new": "; ".join(facts["stale"]) or "it runs with an older unit"}
     return changes
@@ -231,6 +233,8 @@ def _running_reason(changes: dict[str, Any]) -> str:
         reasons.append("enabled at boot")
     if "running" in changes:
         reasons.append("started")
+    if "build" in changes:
+        reasons.append(f"left with {changes['build']['new']}, with no way back to {changes['build']['old']}")
     if "restarted because" in changes:
         reasons.append(f"restarted, because {changes['restarted because']['new']}")
     return ", ".join(reasons)
@@ -272,6 +276,9 @@ def _make_run(name: str, facts: dict[str, Any], restart: str) -> dict[str, Any]:
         __salt__["redis_server.enable"](name)
     if facts["active"] != "active":
         return __salt__["redis_server.start"](name)
+    if facts["under_way"] and not facts["stale"]:
+        # A run that was cut off saw to it that the new build serves, and did not come to say so.
+        __salt__["redis_upgrade.finish"](name)
     if restart != "never" and (facts["stale"] or facts["needs_reload"]):
         return __salt__["redis_server.restart"](name)
     return {}

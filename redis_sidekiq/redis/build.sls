@@ -1,4 +1,5 @@
-{#- Redis compiled from its tarball as an unprivileged user, and the links to its programs. #}
+{#- Redis compiled from its tarball as an unprivileged user, and the links to its programs: to those of the build that the
+    instances may run, so that what a person calls knows their data. #}
 {%- from "redis_sidekiq/map.jinja" import settings with context %}
 {%- set redis = settings.redis %}
 
@@ -33,6 +34,15 @@ The user {{ redis.build.user }}, who compiles Redis, is there:
       - sls: redis_sidekiq.packages
       - user: The user {{ redis.build.user }}, who compiles Redis, is there
 
+{%- for instance in redis.instances %}
+
+Redis instance {{ instance.name }} may run the build of the settings:
+  redis_upgrade.allowed:
+    - name: {{ instance.name | tojson }}
+    - require:
+      - redis_build: {{ redis.flavor | capitalize }} {{ redis.version }} is built
+{%- endfor %}
+
 {{ redis.flavor | capitalize }} {{ redis.version }} is the current build:
   redis_build.current:
     - name: {{ redis.version | tojson }}
@@ -44,6 +54,9 @@ The user {{ redis.build.user }}, who compiles Redis, is there:
     - flavor: {{ redis.flavor }}
     - require:
       - redis_build: {{ redis.flavor | capitalize }} {{ redis.version }} is built
+{%- for instance in redis.instances %}
+      - redis_upgrade: Redis instance {{ instance.name }} may run the build of the settings
+{%- endfor %}
 
 The programs of Redis are in {{ redis.bin_dir }}:
   redis_build.linked:

@@ -47,7 +47,11 @@ The certificates of Redis instance {{ instance.name }} are gone:
 
 What the config of Redis instance {{ instance.name }} means is forgotten:
   file.absent:
-    - name: /var/lib/redis_sidekiq/redis_{{ instance.name }}.json
+    - names:
+      - /var/lib/redis_sidekiq/redis_{{ instance.name }}.json
+      - /var/lib/redis_sidekiq/redis_{{ instance.name }}_upgrade.json
+      - /var/lib/redis_sidekiq/redis_{{ instance.name }}_refused.json
+      - /var/lib/redis_sidekiq/redis_{{ instance.name }}_before.conf
 
 {%- if redis.purge_data %}
 

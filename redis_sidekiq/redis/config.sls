@@ -68,7 +68,7 @@ Redis instance {{ instance.name }} has its config:
     - name: {{ instance.config | tojson }}
     - instance: {{ instance.name | tojson }}
     - require:
-      - redis_build: {{ redis.flavor | capitalize }} {{ redis.version }} is the current build
+      - redis_upgrade: Redis instance {{ instance.name }} may run the build of the settings
       - user: The user {{ redis.user }}, who runs Redis, is there
       - file: /etc/redis
 {%- endfor %}

@@ -51,7 +51,7 @@ def judge(load, redis_build, open_folder, monkeypatch):
     monkeypatch.setattr(module, "_LOCK_DIR", str(open_folder))
     monkeypatch.setattr(sandbox, "_FOLDER", str(open_folder))
     monkeypatch.setattr(build, "name", lambda *_, **__: os.readlink(redis_build / "current"))
-    functions = {f"redis_build.{name}": getattr(build, name) for name in ("binary", "current", "name")}
+    functions = {f"redis_build.{name}": getattr(build, name) for name in ("binary", "builds", "name")}
     functions |= {f"redis_sandbox.{name}": getattr(sandbox, name) for name in ("account", "boot", "folder")}
 
     def check(directives=(), password="", bind=("127.0.0.1",)):

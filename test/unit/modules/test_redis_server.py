@@ -36,13 +36,16 @@ def redis_server(load):
         return answer if isinstance(answer, dict) else {"retcode": 0, "stdout": answer, "stderr": ""}
 
     module.redis = {"instances": [INSTANCE], "prefix": "/opt/redis", "group": "root", "service_manager": "systemd"}
+    module.redis |= {"version": "7.0.15", "source_hash": "", "build": {"malloc": "libc", "tls": False}}
     module.drift = {"directives": {}, "unasked": ""}
     module.__salt__ = {
         "cmd.run_all": run_all,
-        "redis_build.binary": lambda prefix: f"{prefix}/current/bin/redis-server",
-        "redis_build.current": lambda prefix: "7.0.15-abc",
+        "redis_build.binary": lambda prefix, build: f"{prefix}/{build}/bin/redis-server",
+        "redis_build.builds": lambda prefix: [{"build": "7.0.15-abc"}],
+        "redis_build.name": lambda *flags: "7.0.15-abc",
         "redis_config.drift": lambda instance: module.drift,
         "redis_sidekiq.settings": lambda reveal=False: {"redis": module.redis},
+        "redis_upgrade.facts": lambda instance: {"under_way": "", "wished": "7.0.15-abc"},
     }
     module._tool = lambda name, package: f"/usr/bin/{name}"
     return module
@@ -165,13 +168,13 @@ def test_a_systemd_service_is_asked_for_once(redis_server, tmp_path, monkeypatch
     assert len(redis_server.calls) == 1 and redis_server.calls[0][1] == "show"
     assert (facts["active"], facts["pid"], facts["enabled"], facts["loaded"]) == ("active", os.getpid(), True, True)
     assert abs(facts["started"] - time.time()) < 3600
-    assert facts["stale"] == [f"it runs {os.readlink('/proc/self/exe')}, not /opt/redis/current/bin/redis-server"]
+    assert facts["stale"] == [f"it runs {os.readlink('/proc/self/exe')}, not /opt/redis/7.0.15-abc/bin/redis-server"]
     assert "files" not in facts
 
 
 def test_a_process_is_stale_when_a_file_is_younger(redis_server, tmp_path, monkeypatch):
     monkeypatch.setattr(redis_server, "_UNIT_DIR", str(tmp_path))
-    redis_server.__salt__["redis_build.binary"] = lambda prefix: os.readlink("/proc/self/exe")
+    redis_server.__salt__["redis_build.binary"] = lambda prefix, build: os.readlink("/proc/self/exe")
     unit = tmp_path / "redis_6379.service"
     unit.touch()
     redis_server.answers = [SHOWN.format(pid=os.getpid())] * 3
@@ -284,10 +287,14 @@ class Server:
             "dbfilename": "dump.rdb",
             **config,
         }
-        self.said, self.saved = [], 0
+        self.said, self.saved, self.replication = [], 0, {"role": "master"}
 
     def info(self, section):
-        return self.persistence if section == "persistence" else {"db0": {"keys": 3}, "db1": {"keys": 4}}
+        keyspace = {"db0": {"keys": 3, "expires": 1}, "db1": {"keys": 4, "expires": 0}}
+        return {"persistence": self.persistence, "keyspace": keyspace, "replication": self.replication}[section]
+
+    def execute_command(self, *words):
+        self.said.append(words)
 
     def config_get(self, name):
         return {name: self.config[name]} if name in self.config else {}
@@ -300,6 +307,9 @@ class Server:
         self.config[name] = value
 
 
+HELD = ("CLIENT", "PAUSE", "10000", "WRITE")
+
+
 def make_safe(redis_server, server, **directives):
     redis_server._connect = lambda wish: server
     redis_server._redis_package = lambda: redis
@@ -309,15 +319,16 @@ def make_safe(redis_server, server, **directives):
 
 def test_a_server_that_appends_is_safe_to_stop(redis_server):
     server = Server()
-    assert make_safe(redis_server, server, appendonly="yes")[:2] == (7, [])
-    assert server.said == []
+    assert make_safe(redis_server, server, appendonly="yes")[:2] == ({"keys": 7, "expires": 1}, [])
+    assert server.said == [HELD]
 
 
 def test_aof_is_switched_on_before_a_start_that_reads_nothing_else(redis_server):
     server = Server(appendonly="no")
     _, notes, undo = make_safe(redis_server, server, appendonly="yes")
-    assert (server.said, undo) == ([("appendonly", "yes")], None)
-    assert notes
+    assert server.said == [("appendonly", "yes"), HELD] and notes
+    undo()
+    assert server.said[2:] == [("CLIENT", "UNPAUSE")]
     with pytest.raises(CommandExecutionError, match="first AOF"):
         make_safe(redis_server, Server({"aof_last_bgrewrite_status": "err"}, appendonly="no"), appendonly="yes")
 
@@ -325,12 +336,12 @@ def test_aof_is_switched_on_before_a_start_that_reads_nothing_else(redis_server)
 def test_a_snapshot_is_asked_for_where_nothing_else_saves(redis_server):
     server = Server(save="")
     _, notes, undo = make_safe(redis_server, server, appendonly="no")
-    assert server.said == [("save", "86400 1")] and notes
+    assert server.said == [("save", "86400 1"), HELD] and notes
     undo()
-    assert server.said[-1] == ("save", "")
+    assert server.said[2:] == [("CLIENT", "UNPAUSE"), ("save", "")]
     server = Server()
-    assert make_safe(redis_server, server, appendonly="no")[2] is None
-    assert server.said == []
+    make_safe(redis_server, server, appendonly="no")[2]()
+    assert server.said == [HELD, ("CLIENT", "UNPAUSE")]
 
 
 @pytest.mark.parametrize(
@@ -367,6 +378,23 @@ def test_a_busy_server_is_waited_for_and_then_left_alone(redis_server, monkeypat
     monkeypatch.setattr(redis_server, "_BUSY", 0.3)
     with pytest.raises(CommandExecutionError, match="busy for 0.3 s .rdb_bgsave_in_progress."):
         make_safe(redis_server, Server({"rdb_bgsave_in_progress": 1}), appendonly="yes")
+
+
+@pytest.mark.parametrize(
+    "replication",
+    [
+        {"role": "master", "slave0": {"state": "online"}, "slave1": {"state": "wait_bgsave"}},
+        {"role": "slave", "master_sync_in_progress": 1},
+    ],
+)
+def test_a_replica_that_is_brought_into_sync_is_waited_for(redis_server, monkeypatch, replication):
+    monkeypatch.setattr(redis_server, "_BUSY", 0.3)
+    server = Server()
+    server.replication = replication
+    with pytest.raises(CommandExecutionError, match="busy for 0.3 s .(slave1|master_sync_in_progress)."):
+        make_safe(redis_server, server, appendonly="yes")
+    server.replication = {"role": "master", "slave0": {"state": "online"}}
+    make_safe(redis_server, server, appendonly="yes")
 
 
 @pytest.mark.parametrize("name", ["dir", "dbfilename"])
@@ -406,12 +434,31 @@ def test_a_snapshot_that_nobody_would_read_stops_the_start(redis_server, tmp_pat
         redis_server._refuse_unread_snapshot(wish)
 
 
-def test_keys_that_are_gone_after_a_restart_are_told(redis_server):
-    record = {"keys": 3}
-    assert redis_server._done(record, "restarted", new={"info": {"db0": {"keys": 1}}})["result"] is True
-    record = {"keys": 3}
-    done = redis_server._done(record, "restarted", new={"info": {"redis_version": "8"}})
-    assert done["result"] is False and "had keys before and has none now" in done["comment"]
+@pytest.mark.parametrize(
+    ("appendonly", "before", "info", "lost"),
+    [
+        ("no", 7, {"rdb_last_load_keys_loaded": 6, "rdb_last_load_keys_expired": 1}, False),
+        ("no", 7, {"rdb_last_load_keys_loaded": 6, "rdb_last_load_keys_expired": 0}, True),
+        ("no", 7, {"db0": {"keys": 1}}, False),  # before 7.0 nobody says how many were read
+        ("yes", 7, {"db0": {"keys": 1}, "rdb_last_load_keys_loaded": 0, "rdb_last_load_keys_expired": 0}, False),
+        ("yes", 7, {}, True),
+        ("yes", 0, {}, False),
+        ("yes", 10_000, {"db0": {"keys": 8000}}, True),
+        ("yes", 10_000, {"db0": {"keys": 9100}}, False),
+    ],
+)
+def test_keys_that_are_gone_after_a_restart_are_told(redis_server, appendonly, before, info, lost):
+    wish = {**INSTANCE, "directives": [["appendonly", appendonly]]}
+    said = redis_server._keys_lost({"keys": before, "expires": 0}, {"info": info}, wish)
+    assert bool(said) is lost
+    done = redis_server._done({"lost": said}, "restarted", new={})
+    assert done["result"] is not lost and (f"it had {before} keys before" in done["comment"]) is lost
+
+
+def test_keys_that_expire_are_not_missed(redis_server):
+    wish = {**INSTANCE, "directives": [["appendonly", "yes"]]}
+    info = {"info": {"db0": {"keys": 900}}}
+    assert redis_server._keys_lost({"keys": 10_000, "expires": 9_100}, info, wish) == ""
 
 
 # The client ---------------------------------------------------------------------------------------------------------

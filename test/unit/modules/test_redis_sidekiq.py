@@ -419,6 +419,8 @@ def test_defaults(settle):
                         ["appendonly", "yes"],
                         ["appendfsync", "everysec"],
                     ],
+                    "start_timeout": 1800,
+                    "stop_timeout": 900,
                     "users": [],
                     "restart": "when_needed",
                     "backup": {
@@ -971,3 +973,13 @@ def test_contract_is_plain_data(redis_sidekiq):
 
 def test_release_is_where_map_jinja_looks_for_it():
     assert 'RELEASE = "0.2.0"' in (REPO / "_modules/redis_sidekiq.py").read_text().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("memory", "timeouts"),
+    [(4096, (1800, 900)), (32_000, (1800, 960)), (64_000, (1920, 1920)), (65_536, (1920, 1920)), (65_537, (3840, 3840))],
+)
+def test_a_servers_timeouts_grow_with_the_hosts_memory(redis_sidekiq, settle, memory, timeouts):
+    redis_sidekiq.__grains__["mem_total"] = memory
+    instance = settle()["redis"]["instances"][0]
+    assert (instance["start_timeout"], instance["stop_timeout"]) == timeouts

@@ -9,6 +9,7 @@ from salt.exceptions import CommandExecutionError, SaltInvocationError
 def facts(**more):
     found = {"unit": "redis_6379", "loaded": True, "enabled": True, "active": "active", "pid": 10, "stale": []}
     found |= {"needs_reload": False, "info": {"process_id": more.get("pid", 10)}, "info_error": "", "unfollowed": ""}
+    found |= {"build": "8.0.6-new", "under_way": ""}
     return found | more
 
 
@@ -59,6 +60,11 @@ NEEDS = {
     "starting again and again": (facts(**{**STOPPED, "active": "activating"}), ["start"], "started"),
     "older than its config": (facts(stale=["changed: /c"]), ["restart"], "restarted, because changed: /c"),
     "another build": (facts(stale=["it runs /a, not /b"]), ["restart"], "restarted, because it runs /a, not /b"),
+    "cut off when the new build served": (
+        facts(under_way="7.0.15-old"),
+        ["finish"],
+        "left with 8.0.6-new, with no way back to 7.0.15-old",
+    ),
     "an older unit is loaded": (
         facts(needs_reload=True),
         ["reload_manager", "restart"],

@@ -1,0 +1,237 @@
+"""Redis on a real host goes over to another release and back: keys, refusals, builds that do not serve, and kills."""
+
+import io
+import json
+import subprocess
+import tarfile
+import time
+
+import pytest
+
+from test.hosts import app
+from test.hosts.lab import apply_locally, put_pillar, salt_call, tarball, wait_for
+from test.hosts.redis_lab import CONFIG, SERVES, changed, fill, pid
+
+OLD, NEW = "7.0.15", "8.0.2"
+DATA = "/var/redis/6379"
+MAY = "Redis instance 6379 may run the build of the settings"
+
+
+def have(host, version, instance=None, **redis) -> None:
+    """Make the pillar: a release, settings of the instance, settings of Redis."""
+    redis = {**tarball(version), "version": version, "instances": {"6379": instance or {}}, **redis}
+    put_pillar(host, {"redis_sidekiq": {"roles": ["redis"], "redis": redis}})
+
+
+def current(version) -> str:
+    return f"Redis {version} is the current build"
+
+
+def runs(host) -> str:
+    """Return the release that answers."""
+    info = dict(line.split(":", 1) for line in app.redis(host, "info", "server").splitlines() if ":" in line)
+    return info["redis_version"]
+
+
+def data(host) -> str:
+    """Return digests of the data files."""
+    return host.run(["sh", "-c", f"cd {DATA} && find . -type f | sort | xargs -r sha256sum"]).stdout
+
+
+@pytest.fixture(scope="module")
+def old_build(masterless):
+    """The build of the older release, as the other image's host has compiled it, in a tarball."""
+    from test.hosts.harness import images
+
+    layers = images.layers(masterless("bookworm").image)
+    folder = next(path for layer in layers for path in (layer / "opt/redis").glob(f"{OLD}-*"))
+    return subprocess.run(["tar", "-C", folder.parent, "-c", folder.name], capture_output=True, check=True).stdout
+
+
+@pytest.fixture
+def host(redis_host, old_build, repo, tmp_path):
+    """A host that has both releases' builds and runs the older one."""
+    from test.hosts.harness import packages
+
+    host = redis_host("trixie")
+    (tmp_path / "build.tar").write_bytes(old_build)
+    host.copy_in(tmp_path / "build.tar", "/root/build.tar")
+    host.run(["tar", "-C", "/opt/redis", "-xf", "/root/build.tar", "--no-same-owner"])
+    host.copy_in(packages.PACKAGES / f"redis-{OLD}.tar.gz", f"/packages/redis-{OLD}.tar.gz")
+    host.run(["systemctl", "stop", "redis_6379"])
+    host.run(["sh", "-c", f"rm -r {DATA}/*"])
+    have(host, OLD)
+    apply_locally(host).assert_ok()
+    assert runs(host) == OLD
+    return host
+
+
+# There and back -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("appendonly", [True, False])
+def test_an_upgrade_keeps_every_key_and_the_way_back_is_refused(host, appendonly):
+    have(host, OLD, {"appendonly": appendonly})
+    apply_locally(host).assert_ok()
+    fill(host)
+    have(host, NEW, {"appendonly": appendonly})
+    before = pid(host)
+    announced = apply_locally(host, test=True).assert_ok()
+    assert (pid(host), runs(host)) == (before, OLD)
+    run = apply_locally(host)
+    assert changed(run) == {current(NEW), SERVES} == set(announced.pending)
+    assert (runs(host), app.redis(host, "dbsize")) == (NEW, "300")
+    assert NEW in host.run(["redis-cli", "--version"]).stdout
+    assert "upgrade" not in host.run(["ls", "-a", DATA, "/var/lib/redis_sidekiq"]).stdout
+    apply_locally(host).assert_unchanged()
+
+    after, is_now, text = pid(host), data(host), host.run(["cat", "/etc/redis/6379.conf"]).stdout
+    app.redis(host, "bgrewriteaof") if appendonly else app.redis(host, "save")
+    have(host, OLD, {"appendonly": appendonly, "maxmemory": "90mb"})
+    for test in (True, False):
+        run = apply_locally(host, test=test)
+        assert "is too old for the data of Redis instance 6379: it reads snapshots up to format 10" in run.failed[MAY]
+        assert "of format 12, of 8.0.2-" in run.failed[MAY] and not run.changed
+    assert (pid(host), runs(host), host.run(["cat", "/etc/redis/6379.conf"]).stdout) == (after, NEW, text)
+    assert is_now and NEW in host.run(["redis-cli", "--version"]).stdout
+
+
+def test_an_aof_in_commands_alone_is_the_way_back(host):
+    fill(host)
+    both = {"directives": {"aof-use-rdb-preamble": "no"}}
+    have(host, NEW, both)
+    apply_locally(host).assert_ok()
+    app.redis(host, "bgrewriteaof")
+    wait_for(lambda: "aof_rewrite_in_progress:0" in app.redis(host, "info", "persistence"), 10, "the AOF")
+    have(host, OLD, both)
+    assert SERVES in changed(apply_locally(host))
+    assert (runs(host), app.redis(host, "dbsize")) == (OLD, "300")
+    apply_locally(host).assert_unchanged()
+
+
+# Builds that do not serve ---------------------------------------------------------------------------------------------
+
+# A server that passes for the real one until it is started with the instance's config.
+WRAPPER = """
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+int main(int argc, char **argv) {
+    char *words[64] = {0};
+    for (int i = 0; i < argc && i < 60; i++) words[i] = argv[i];
+    if (argc > 1 && !strncmp(argv[1], "/etc/redis/", 11)) { HARM; }
+    execv("REAL/redis-server", words);
+    return 1;
+}
+"""
+HARMS = {
+    "cannot read the data": 'puts("Fatal error loading the DB, check server logs. Exiting."); return 1',
+    "starts empty and saves that": 'words[argc] = "--appendonly"; words[argc + 1] = "no"',
+}
+
+
+def broken_build(host, tmp_path, harm) -> dict:
+    """Put a tarball on the host whose build is the newer release but for the harm; returns pillar keys."""
+    real = host.run(["sh", "-c", f"echo /opt/redis/{NEW}-*/bin"]).stdout.strip()
+    programs = ("cli", "benchmark", "sentinel", "check-aof", "check-rdb")
+    rules = [f"redis-{name}:\n\tcp {real}/$@ $@\n" for name in programs]
+    rules.append(f"redis-server:\n\tcc -o $@ wrapper.c && echo >> $@ {len(harm)}\n")
+    files = {"x/src/Makefile": "".join(rules), "x/src/wrapper.c": WRAPPER.replace("HARM", harm).replace("REAL", real)}
+    with tarfile.open(tmp_path / "broken.tar.gz", "w:gz") as archive:
+        for name, text in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(text)
+            archive.addfile(entry, io.BytesIO(text.encode()))
+    host.copy_in(tmp_path / "broken.tar.gz", "/packages/broken.tar.gz")
+    digest = host.run(["sha256sum", "/packages/broken.tar.gz"]).stdout.split()[0]
+    return {"source": "/packages/broken.tar.gz", "source_hash": f"sha256={digest}"}
+
+
+@pytest.mark.parametrize("harm", HARMS)
+@pytest.mark.parametrize("appendonly", [True, False])
+def test_a_build_that_does_not_serve_the_data_goes_back_by_itself(host, tmp_path, harm, appendonly):
+    have(host, OLD, {"appendonly": appendonly})
+    apply_locally(host).assert_ok()
+    fill(host)
+    if not appendonly:
+        app.redis(host, "save")
+    text, before = host.run(["cat", "/etc/redis/6379.conf"]).stdout, data(host)
+    broken = broken_build(host, tmp_path, HARMS[harm])
+    wrong = {"appendonly": appendonly, "maxmemory": "90mb", "directives": {"io-threads": 2}}
+    have(host, NEW, wrong, **broken)
+    run = apply_locally(host)
+    assert "went back to the build before" in run.failed[SERVES], run.failed
+    assert set(run.failed) == {SERVES}
+    assert (runs(host), app.redis(host, "dbsize")) == (OLD, "300")
+    assert host.run(["cat", "/etc/redis/6379.conf"]).stdout == text
+    kept = [line for line in data(host).splitlines() if "after-upgrade" not in line]
+    assert kept == before.splitlines() or not appendonly  # a snapshot is written anew when the server ends
+    after = pid(host)
+    for _ in range(2):
+        run = apply_locally(host)
+        assert "does not go over to" in run.failed[MAY] and pid(host) == after and not run.changed
+    have(host, NEW, wrong)
+    assert changed(apply_locally(host)) == {current(NEW), CONFIG, "Redis instance 6379 works by its config", SERVES}
+    assert (runs(host), app.redis(host, "dbsize")) == (NEW, "300")
+    apply_locally(host).assert_unchanged()
+
+
+def test_an_instance_that_may_not_be_restarted_stays_with_its_build(host):
+    fill(host, 3)
+    before = pid(host)
+    have(host, NEW, restart="never")
+    run = apply_locally(host).assert_ok()
+    assert "a restart is left to you (restart: never) for: it runs" in run.states[SERVES]["comment"]
+    assert (pid(host), runs(host)) == (before, OLD)
+    record = salt_call(host, "redis_server.restart", "6379")
+    assert record["result"] and (runs(host), app.redis(host, "dbsize")) == (NEW, "3")
+    apply_locally(host).assert_unchanged()
+
+
+# Cut off --------------------------------------------------------------------------------------------------------------
+
+
+def upgrade_killed(host, moment: float, how: str) -> None:
+    """An upgrade that is cut off, and what is left of it made good by the next run."""
+    command = "setsid salt-call --local state.apply redis_sidekiq & sleep {}; kill -9 -- -$!"
+    if how == "minion":
+        host.run(["sh", "-c", command.format(moment)], check=False)
+    elif how == "redis":
+        host.run(["sh", "-c", f"salt-call --local state.apply redis_sidekiq & sleep {moment}; pkill -9 redis-server; wait"])
+    else:
+        process = host.popen(["salt-call", "--local", "state.apply", "redis_sidekiq"])
+        time.sleep(moment)
+        host.power_cut()
+        process.wait()
+        host.start()
+
+
+def assert_upgraded(host, keys: str) -> None:
+    apply_locally(host).assert_ok()
+    assert (runs(host), app.redis(host, "dbsize")) == (NEW, keys)
+    apply_locally(host).assert_unchanged()
+    assert "upgrade" not in host.run(["ls", "-a", DATA, "/var/lib/redis_sidekiq"]).stdout
+
+
+@pytest.mark.parametrize(("how", "moment"), [("minion", 1.6), ("redis", 1.8), ("power", 1.9)])
+def test_an_upgrade_that_is_cut_off_is_made_good(host, how, moment):
+    fill(host)
+    have(host, NEW)
+    upgrade_killed(host, moment, how)
+    assert_upgraded(host, "300")
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("how", ["minion", "redis", "power"])
+def test_an_upgrade_that_is_cut_off_at_any_moment_is_made_good(host, how):
+    fill(host)
+    back = {"directives": {"aof-use-rdb-preamble": "no"}}
+    for tenths in range(8, 32, 2):
+        have(host, NEW, back)
+        upgrade_killed(host, tenths / 10, how)
+        assert_upgraded(host, "300")
+        app.redis(host, "bgrewriteaof")
+        wait_for(lambda: "aof_rewrite_in_progress:0" in app.redis(host, "info", "persistence"), 10, "the AOF")
+        have(host, OLD, back)
+        apply_locally(host).assert_ok()
+        assert runs(host) == OLD, json.dumps(salt_call(host, "redis_upgrade.facts", "6379"))
