@@ -286,6 +286,26 @@ def status(instance: str, ask: bool = True) -> dict[str, Any]:
     return facts
 
 
+def in_window(window: str, now: float | None = None) -> bool:
+    """
+    Whether the host's clock is in a span of time in which runs may restart a server.
+
+    window
+        From when to when, ``03:00-05:00``; one that ends before it begins goes over midnight.
+    now
+        Time to ask for (epoch s); default: now.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' redis_server.in_window 03:00-05:00
+    """
+    begin, _, end = window.partition("-")
+    clock = time.strftime("%H:%M", time.localtime(now))
+    return begin <= clock < end if begin < end else clock >= begin or clock < end
+
+
 # Acts on an instance -------------------------------------------------------------------------------------------------
 
 

@@ -89,7 +89,7 @@ class Entries(NamedTuple):
 ROLES = ("redis", "firewall", "sidekiq", "deploy")  # in the order in which they are set up
 VERBS = ("restart", "start", "stop")
 POLICIES = ("allow", "deny", "reject")
-RESTARTS = ("never", "when_needed")
+RESTARTS = ("never", "when_needed", "window")
 EVICTION = (
     "noeviction",
     "allkeys-lru",
@@ -437,6 +437,13 @@ INSTANCES = Entries(
             null="as `redis:restart` says",
             example="never",
         ),
+        "restart_window": Setting(
+            "window",
+            None,
+            "The same as `restart_window` above, for this instance alone.",
+            null="as `redis:restart_window` says",
+            example="01:00-02:00",
+        ),
         "backup": BACKUP_OF_INSTANCE,
         "directives": Setting(
             "directives",
@@ -502,8 +509,16 @@ REDIS = Section(
             "when_needed",
             "Is a running server restarted for what cannot be changed while it runs: some directives, its build, its "
             "unit? `when_needed`: once, without losing a key, but its connections end. `never`: the run says what waits "
-            "for a restart, and leaves that to you.",
+            "for a restart, and leaves that to you. `window`: by a run within `restart_window` alone.",
             choices=RESTARTS,
+        ),
+        "restart_window": Setting(
+            "window",
+            None,
+            "From when to when, by the host's clock, a run may restart a server with `restart: window`; over midnight too. "
+            "It starts no run: a schedule of Salt's has to.",
+            null="none",
+            example="03:00-05:00",
         ),
         "purge_data": Setting(
             "boolean",
@@ -1354,6 +1369,13 @@ def _read_calendar(value: str) -> str:
     return value
 
 
+def _read_window(value: str) -> str:
+    begin, _, end = value.partition("-")
+    if begin == end:
+        raise Wrong("it begins when it ends")
+    return value
+
+
 def _read_user(value: str) -> str:
     if value == "root":
         raise Wrong("nothing here runs as root")
@@ -1539,6 +1561,9 @@ KINDS = {
         _read_socket,
     ),
     "save": _text("'SECONDS CHANGES', two whole numbers like '300 100'", r"[1-9]\d* [1-9]\d*"),
+    "window": _text(
+        "from when to when, like 03:00-05:00, in quotes", r"(?:[01]\d|2[0-3]):[0-5]\d-(?:[01]\d|2[0-3]):[0-5]\d", _read_window
+    ),
     "rule name": _text("a name of letters, digits, _, - and .", r"[A-Za-z0-9_.-]{1,64}"),
     "service name": _text(
         "a unit's name: letters, digits, _, - and @",
@@ -1806,6 +1831,16 @@ def _memory_suffices(wish, problems):
         path = f"{R}:instances:{limited[0]}:maxmemory" if len(limited) == 1 else f"{R}:instances"
         text = ", ".join(f"{wish['redis']['instances'][name]['maxmemory']} ({name})" for name in limited)
         problems.add(path, f"found {text}; allowed: together below this minion's memory, {memory // 1024**2}mb")
+
+
+def _restarts_have_their_window(wish, problems):
+    """`restart: window` has a `restart_window`."""
+    for name, entry in wish["redis"]["instances"].items():
+        at = [f"{path}:restart_window" for path in (f"{R}:instances:{name}", R)]
+        restart = entry["restart"] or wish["redis"]["restart"]
+        given = entry["restart_window"] or wish["redis"]["restart_window"]
+        if restart == "window" and not given and not any(map(problems.at, at)):
+            problems.add(at[0] if entry["restart"] else at[1], "must be given with restart: window, like 03:00-05:00")
 
 
 def _beyond_loopback_is_guarded(wish, problems):
@@ -2153,6 +2188,7 @@ RULES = (
     _accounts_differ,
     _roles_have_something_to_do,
     _memory_suffices,
+    _restarts_have_their_window,
     _beyond_loopback_is_guarded,
     _users_are_behind_a_password,
     _users_may_do_something,
@@ -2341,8 +2377,8 @@ def _redis(wish, reveal) -> dict[str, Any]:
     ``flavor``, ``version``, ``source``, ``source_hash`` (``sha256=HEX``), ``prefix``, ``bin_dir``, ``user``, ``group``,
     ``build`` (``user``, ``jobs`` at least 1, ``malloc``, ``tls``, ``keep``), ``pack`` (the finished build that this host
     takes, see :func:`_pack`), ``kernel`` (name -> value, see :func:`redis_kernel.facts`), ``service_manager`` (systemd or
-    sysv), ``restart``, ``purge_data``, ``backup`` and ``instances``, a list in the order of their ports (see
-    :func:`_instance`), with a ``restart`` and a ``backup`` each (``enabled``, ``keep``, ``at``, ``delay``, ``dir``: its own
+    sysv), ``restart``, ``restart_window``, ``purge_data``, ``backup`` and ``instances``, a list in the order of their ports
+    (see :func:`_instance`), with the two and a ``backup`` each (``enabled``, ``keep``, ``at``, ``delay``, ``dir``: its own
     folder).
     """
     redis = _redis_source(wish["redis"])
@@ -2360,7 +2396,7 @@ def _redis(wish, reveal) -> dict[str, Any]:
         "instances": [
             {
                 **_instance(name, redis["instances"][name], redis, manager, reveal),
-                "restart": redis["instances"][name]["restart"] or redis["restart"],
+                **{key: redis["instances"][name][key] or redis[key] or "" for key in ("restart", "restart_window")},
                 "backup": _backup_of(wish, name),
             }
             for name in sorted(redis["instances"], key=int)

@@ -90,7 +90,7 @@ def config(name: str, instance: str) -> dict[str, Any]:
         return _failed(ret, str(err))
 
 
-def running(name: str, restart: str = "when_needed") -> dict[str, Any]:
+def running(name: str, restart: str = "when_needed", window: str = "") -> dict[str, Any]:
     """
     An instance is enabled at boot and serves: the current build, started after its unit last changed, and with each
     directive as the settings say that a running server cannot change.
@@ -101,8 +101,10 @@ def running(name: str, restart: str = "when_needed") -> dict[str, Any]:
     name
         Name of the instance in the settings: its port.
     restart
-        ``when_needed`` (default), or ``never``: then the state succeeds and warns of what waits for a restart. One that
-        does not run is started all the same.
+        ``when_needed`` (default), ``window``, or ``never``: outside the window, or then, the state succeeds and warns of
+        what waits for a restart. One that does not run is started all the same.
+    window
+        From when to when, ``03:00-05:00``, by the host's clock; with ``restart: window``.
 
     Example:
 
@@ -118,19 +120,20 @@ def running(name: str, restart: str = "when_needed") -> dict[str, Any]:
     name = str(name)
     try:
         facts = __salt__["redis_server.status"](name)
-        ret["changes"] = _running_changes(facts, restart)
+        waits = _waits(restart, window)
+        ret["changes"] = _running_changes(facts, waits)
         if __opts__["test"] and ret["changes"]:
             return _would(ret, f"{facts['unit']} would be {_running_reason(ret['changes'])}")
         trouble = _running_trouble(facts)
         if trouble and not ret["changes"]:
             return _failed(ret, trouble)
         if not ret["changes"]:
-            return _warned(_same(ret, f"{facts['unit']} serves, pid {facts['pid']}"), facts, restart)
-        record = _make_run(name, facts, restart)
+            return _warned(_same(ret, f"{facts['unit']} serves, pid {facts['pid']}"), facts, waits)
+        record = _make_run(name, facts, waits)
         if not record.get("result", True):
             return _failed(ret, record["comment"])
         after = __salt__["redis_server.status"](name)
-        left = _running_changes(after, restart)
+        left = _running_changes(after, waits)
         if left:
             return _failed(ret, f"{after['unit']} is still to be {_running_reason(left)}")
         if _running_trouble(after):
@@ -138,12 +141,14 @@ def running(name: str, restart: str = "when_needed") -> dict[str, Any]:
         if facts["pid"] != after["pid"]:
             ret["changes"]["pid"] = {"old": facts["pid"], "new": after["pid"]}
         sentence = record.get("comment") or f"{after['unit']} serves, pid {after['pid']}"
-        return _warned(_changed(ret, sentence), after, restart)
+        return _warned(_changed(ret, sentence), after, waits)
     except _ERRORS as err:
         return _failed(ret, str(err))
 
 
-def mod_watch(name: str, sfun: str = "running", restart: str = "when_needed", **kwargs: Any) -> dict[str, Any]:
+def mod_watch(
+    name: str, sfun: str = "running", restart: str = "when_needed", window: str = "", **kwargs: Any
+) -> dict[str, Any]:
     """
     What a watched change does: :func:`running` again, which restarts a server that is older than its unit or build.
 
@@ -162,8 +167,8 @@ def mod_watch(name: str, sfun: str = "running", restart: str = "when_needed", **
     """
     if sfun != "running":
         return _failed(_ret(name), f"redis_server.{sfun} cannot watch")
-    ret = running(name, restart)
-    if not __opts__["test"] or ret["result"] is not True or restart == "never":
+    ret = running(name, restart, window)
+    if not __opts__["test"] or ret["result"] is not True or _waits(restart, window):
         return ret
     ret["changes"] = {"restarted because": {"old": "", "new": "something that it watches would change"}}
     return _would(ret, f"Redis instance {name} would be restarted, because something that it watches would change")
@@ -208,7 +213,7 @@ def service_absent(name: str, manager: str) -> dict[str, Any]:
 # --- below: comparing and saying -------------------------------------------------------------------------------------
 
 
-def _running_changes(facts: dict[str, Any], restart: str) -> dict[str, Any]:
+def _running_changes(facts: dict[str, Any], waits: str) -> dict[str, Any]:
     changes: dict[str, Any] = {}
     if not facts["loaded"]:
         changes["loaded"] = {"old": False, "new": True}
@@ -220,7 +225,7 @@ def _running_changes(facts: dict[str, Any], restart: str) -> dict[str, Any]:
         changes["running"] = {"old": facts["active"], "new": "active"}
     elif facts["under_way"] and not facts["stale"]:
         changes["build"] = {"old": facts["under_way"], "new": facts["build"]}
-    elif restart != "never" and (facts["stale"] or facts["needs_reload"]):
+    elif not waits and (facts["stale"] or facts["needs_reload"]):
         changes["restarted because"] = {"old": "", "new": "; ".join(facts["stale"]) or "it runs with an older unit"}
     return changes
 
@@ -259,16 +264,25 @@ def _running_trouble(facts: dict[str, Any]) -> str:
     return ""
 
 
-def _warned(ret: dict[str, Any], facts: dict[str, Any], restart: str) -> dict[str, Any]:
-    """With what waits for a restart that the settings leave to a person."""
-    if restart == "never" and facts["stale"]:
-        waits = f"a restart is left to you (restart: never) for: {'; '.join(facts['stale'])}"
+def _waits(restart: str, window: str) -> str:
+    """Why a restart has to wait, or nothing."""
+    if restart == "never":
+        return "a restart is left to you (restart: never)"
+    if restart == "window" and not __salt__["redis_server.in_window"](window):
+        return f"a restart waits for a run between {window.replace('-', ' and ')} (restart: window)"
+    return ""
+
+
+def _warned(ret: dict[str, Any], facts: dict[str, Any], waits: str) -> dict[str, Any]:
+    """With what waits for a restart that may not be now."""
+    if waits and facts["stale"]:
+        waits = f"{waits} for: {'; '.join(facts['stale'])}"
         ret["comment"] += f"; {waits}"
         ret["warnings"] = [f"{facts['unit']}: {waits}"]
     return ret
 
 
-def _make_run(name: str, facts: dict[str, Any], restart: str) -> dict[str, Any]:
+def _make_run(name: str, facts: dict[str, Any], waits: str) -> dict[str, Any]:
     """Load, enable, then start or restart; returns the record of the last, {} when there is nothing to start."""
     if facts["needs_reload"] or not facts["loaded"]:
         __salt__["redis_server.reload_manager"]()
@@ -279,7 +293,7 @@ def _make_run(name: str, facts: dict[str, Any], restart: str) -> dict[str, Any]:
     if facts["under_way"] and not facts["stale"]:
         # A run that was cut off saw to it that the new build serves, and did not come to say so.
         __salt__["redis_upgrade.finish"](name)
-    if restart != "never" and (facts["stale"] or facts["needs_reload"]):
+    if not waits and (facts["stale"] or facts["needs_reload"]):
         return __salt__["redis_server.restart"](name)
     return {}
 

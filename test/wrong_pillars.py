@@ -628,6 +628,24 @@ SERVICES = [
     ),
 ]
 
+WINDOWS = [
+    (
+        "a window without an end",
+        redis(restart="window", restart_window="03:00"),
+        [f"{REDIS}:restart_window: found '03:00'", "from when to when, like 03:00-05:00"],
+    ),
+    (
+        "a window of no length",
+        redis(restart="window", restart_window="03:00-03:00"),
+        [f"{REDIS}:restart_window: found '03:00-03:00'", "it begins when it ends"],
+    ),
+    (
+        "restarts in no window",
+        redis(restart="window"),
+        [f"{REDIS}:restart_window: must be given with restart: window"],
+    ),
+]
+
 KERNEL = [
     (
         "overcommit as a word",
@@ -647,4 +665,4 @@ KERNEL = [
     ),
 ]
 
-WRONG_PILLARS = [*MISSPELT, *FORMS, *ROLES, *BUILDS, *KERNEL, *INSTANCES, *BACKUPS, *SECURITY, *USERS, *FIREWALL, *DEPLOYS, *SERVICES]
+WRONG_PILLARS = [*MISSPELT, *FORMS, *ROLES, *BUILDS, *WINDOWS, *KERNEL, *INSTANCES, *BACKUPS, *SECURITY, *USERS, *FIREWALL, *DEPLOYS, *SERVICES]

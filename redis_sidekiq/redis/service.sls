@@ -74,6 +74,7 @@ Redis instance {{ instance.name }} serves:
   redis_server.running:
     - name: {{ instance.name | tojson }}
     - restart: {{ instance.restart }}
+    - window: {{ instance.restart_window | tojson }}
     - require:
       - file: {{ instance.dir }}
       - redis_server: {{ instance.config }}

@@ -482,3 +482,19 @@ def test_pips_words_are_told(redis_server):
     }
     with pytest.raises(CommandExecutionError, match="No matching distribution"):
         redis_server.client_install()
+
+
+@pytest.mark.parametrize(
+    ("window", "clock", "inside"),
+    [
+        ("03:00-05:00", "02:59", False),
+        ("03:00-05:00", "03:00", True),
+        ("03:00-05:00", "05:00", False),
+        ("23:00-01:00", "23:30", True),
+        ("23:00-01:00", "00:59", True),
+        ("23:00-01:00", "01:00", False),
+    ],
+)
+def test_a_window_is_by_the_hosts_clock(redis_server, window, clock, inside):
+    moment = time.mktime(time.strptime(f"2026-11-25 {clock}", "%Y-%m-%d %H:%M"))
+    assert redis_server.in_window(window, moment) is inside

@@ -385,6 +385,7 @@ def test_defaults(settle):
             "pack": {"name": "", "source": "", "hash": ""},
             "service_manager": "systemd",
             "restart": "when_needed",
+            "restart_window": None,
             "purge_data": False,
             "backup": {"enabled": False, "keep": 7, "at": "daily", "delay": 3600, "dir": "/var/backups/redis"},
             "instances": [
@@ -423,6 +424,7 @@ def test_defaults(settle):
                     "stop_timeout": 900,
                     "users": [],
                     "restart": "when_needed",
+                    "restart_window": "",
                     "backup": {
                         "enabled": False,
                         "keep": 7,

@@ -141,6 +141,18 @@ def test_a_restart_that_is_left_to_a_person_is_a_warning_and_no_change(state, ne
         assert why in ret["comment"] and [why in line for line in ret["warnings"]] == [True]
 
 
+@pytest.mark.parametrize("test", [False, True])
+def test_a_restart_waits_for_its_window(state, test):
+    state.__opts__["test"] = test
+    state.answers |= {"status": [facts(stale=["changed: /c"])], "in_window": [False]}
+    for ret in (state.running("6379", "window", "03:00-05:00"), state.mod_watch("6379", "running", "window", "03:00-05:00")):
+        assert (ret["result"], ret["changes"], acts(state)) == (True, {}, [])
+        assert "a restart waits for a run between 03:00 and 05:00 (restart: window) for: changed: /c" in ret["warnings"][0]
+    state.answers |= {"status": [facts(stale=["changed: /c"]), GOOD], "in_window": [True]}
+    assert state.running("6379", "window", "03:00-05:00")["result"] is (None if test else True)
+    assert acts(state) == ([] if test else ["restart"])
+
+
 def test_an_older_unit_is_loaded_anew_where_a_restart_is_left_to_a_person(state):
     state.answers["status"] = [facts(needs_reload=True), facts(stale=["changed: /u"])]
     ret = state.running("6379", restart="never")
