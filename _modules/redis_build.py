@@ -193,7 +193,7 @@ def binary(prefix: str = "/opt/redis", build: str = _CURRENT) -> str:
         salt '*' redis_build.binary
     """
     servers = [os.path.join(prefix, build, "bin", f"{flavor}-server") for flavor in FLAVORS]
-    return next(filter(os.path.exists, servers), servers[0])
+    return next((path for path in servers if os.path.exists(path) and not os.path.islink(path)), servers[0])
 
 
 def source_check(source: str, source_hash: str) -> str:
@@ -948,6 +948,9 @@ def _lay_out(staged: str, flavor: str, copy: Callable[[str, str], dict[str, Any]
             os.unlink(target)
             os.link(twin, target)
         programs[program] = facts
+    for other in FLAVORS.keys() - {flavor}:
+        # An instance that goes back from another flavor is started by the name of that one.
+        os.symlink(f"{flavor}-server", os.path.join(staged, "bin", f"{other}-server"))
     _sync_folder(os.path.join(staged, "bin"))
     _sync_folder(staged)
     return programs

@@ -36,13 +36,13 @@ def redis_server(load):
         return answer if isinstance(answer, dict) else {"retcode": 0, "stdout": answer, "stderr": ""}
 
     module.redis = {"instances": [INSTANCE], "prefix": "/opt/redis", "group": "root", "service_manager": "systemd"}
-    module.redis |= {"version": "7.0.15", "source_hash": "", "build": {"malloc": "libc", "tls": False}}
+    module.redis |= {"flavor": "redis", "version": "7.0.15", "source_hash": "", "build": {"malloc": "libc", "tls": False}}
     module.drift = {"directives": {}, "unasked": ""}
     module.__salt__ = {
         "cmd.run_all": run_all,
         "redis_build.binary": lambda prefix, build: f"{prefix}/{build}/bin/redis-server",
         "redis_build.builds": lambda prefix: [{"build": "7.0.15-abc"}],
-        "redis_build.name": lambda *flags: "7.0.15-abc",
+        "redis_build.name": lambda *flags, **more: "7.0.15-abc",
         "redis_config.drift": lambda instance: module.drift,
         "redis_sidekiq.settings": lambda reveal=False: {"redis": module.redis},
         "redis_upgrade.facts": lambda instance: {"under_way": "", "wished": "7.0.15-abc"},
