@@ -41,8 +41,6 @@ UNSEALED = {
 # What asks more of the kernel than a plain server does.
 SANDBOXED = {
     "io-threads": 3,
-    "unixsocket": "/run/redis_6379/socket",
-    "unixsocketperm": 770,
     "syslog-enabled": True,
     "oom-score-adj": "relative",
     "jemalloc-bg-thread": True,
@@ -55,13 +53,13 @@ SANDBOXED = {
 @pytest.mark.parametrize("image", IMAGES)
 def test_the_unit_is_sealed_and_redis_works_in_it(redis_host, image):
     host = redis_host(image)
-    configure(host, {"directives": SANDBOXED})
+    configure(host, {"directives": SANDBOXED, "unixsocket": True, "unixsocket_group": "adm"})
     apply_locally(host).assert_ok()
     said = host.run(["systemd-analyze", "security", "--no-pager", "--json=short", "redis_6379"], check=False).stdout
     assert {entry["json_field"] for entry in json.loads(said) if not entry["set"]} == UNSEALED
     app.redis(host, "config", "set", "notify-keyspace-events", "KEA")
     fill(host)
-    assert host.run(["redis-cli", "-s", "/run/redis_6379/socket", "dbsize"]).stdout == "300\n"
+    assert host.run(["redis-cli", "-s", "/run/redis_6379/redis.sock", "dbsize"]).stdout == "300\n"
     for words in (["bgsave"], ["bgrewriteaof"], ["memory", "purge"], ["memory", "doctor"]):
         app.redis(host, *words)
         wait_for(lambda: "in_progress:1" not in app.redis(host, "info", "persistence"), 20, "its child ended")
