@@ -375,19 +375,18 @@ def pack(build: str = "", folder: str = "/var/cache/redis_sidekiq", prefix: str 
 
         salt 'builder' redis_build.pack
     """
-    with _lock():
-        build = build or current(prefix)
-        record = _read_record(prefix, build)
-        if record is None:
-            raise CommandExecutionError(f"There is no build {build or 'that is current'} in {prefix}")
-        record = {**_platform(), **record}
-        path = os.path.join(folder, f"{pack_name(build)}.tar.gz")
-        with _failing(f"Cannot write {path}"):
-            os.makedirs(folder, mode=0o755, exist_ok=True)
-            _write_pack(record, os.path.join(prefix, build, "bin"), path)
-            with open(path, "rb") as stream:
-                digest = hashlib.sha256(stream.read()).hexdigest()
-            size = os.path.getsize(path)
+    build = build or current(prefix)
+    record = _read_record(prefix, build)
+    if record is None:
+        raise CommandExecutionError(f"There is no build {build or 'that is current'} in {prefix}")
+    record = {**_platform(), **record}
+    path = os.path.join(folder, f"{pack_name(build)}.tar.gz")
+    with _failing(f"Cannot write {path}"):
+        os.makedirs(folder, mode=0o755, exist_ok=True)
+        _write_pack(record, os.path.join(prefix, build, "bin"), path)
+        with open(path, "rb") as stream:
+            digest = hashlib.sha256(stream.read()).hexdigest()
+        size = os.path.getsize(path)
     return {"name": pack_name(build), "hash": f"sha256={digest}", "path": path, "size": size}
 
 

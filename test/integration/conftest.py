@@ -46,6 +46,7 @@ def master(salt_factories, repo, pillar_root, minion_id, secret_file):
     app = {"minions": [minion_id], "services": [SERVICE], "secret_file": str(secret_file)}
     overrides = {
         "interface": "127.0.0.1",
+        "file_recv": True,
         "file_roots": {"base": [str(repo)]},
         "pillar_roots": {"base": [str(pillar_root)]},
         "runner_dirs": [str(repo / "_runners")],

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from pathlib import Path
+
 import pytest
 from test.integration.conftest import SERVICE, write_pillar
 
@@ -51,3 +55,22 @@ def test_the_sidekiq_states_render_with_the_pillars_names(salt):
         f"Sidekiq service {SERVICE} has its environment",
         f"Sidekiq service {SERVICE} has its unit",
     } <= set(ret.data)
+
+
+def test_a_finished_build_comes_to_the_master(salt, master, minion, tmp_path):
+    prefix, build = tmp_path / "prefix", "8.0.6-e5fe8aa51c"
+    (prefix / build / "bin").mkdir(parents=True)
+    facts = {"size": 7, "sha256": hashlib.sha256(b"program").hexdigest()}
+    programs = {f"redis-{tool}": facts for tool in ("server", "cli", "benchmark", "sentinel", "check-aof", "check-rdb")}
+    for program in programs:
+        path = prefix / build / "bin" / program
+        path.write_text("program")
+        path.chmod(0o755)
+    (prefix / build / "build.json").write_text(json.dumps({"build": build, "programs": programs}))
+    (prefix / "current").symlink_to(build)
+
+    packed = salt("redis_build.pack", f"folder={tmp_path}/packs", f"prefix={prefix}").data
+    assert packed["name"].startswith(f"{build}-") and packed["size"] > 0
+    assert salt("cp.push", packed["path"]).data is True
+    pushed = Path(master.config["cachedir"], "minions", minion.id, "files", packed["path"].lstrip("/"))
+    assert "sha256=" + hashlib.sha256(pushed.read_bytes()).hexdigest() == packed["hash"]
