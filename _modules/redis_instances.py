@@ -62,8 +62,8 @@ def facts(instance: str) -> dict[str, Any]:
     instance
         Name of the instance: its port.
 
-    Returns ``name``, ``port``, ``unit``, ``config``, ``dir``, ``bind``, ``socket``, ``tls`` (its ``port``), ``password`` (always empty), ``directives`` (a
-    list of ``[name, value]`` without secrets) and ``files`` (see :func:`found`); {} for one that this formula did not
+    Returns ``name``, ``port``, ``unit``, ``config``, ``dir``, ``bind``, ``socket``, ``tls`` (its ``port``),
+    ``password`` (always empty), ``directives`` (a list of ``[name, value]`` without secrets) and ``files`` (see :func:`found`); {} for one that this formula did not
     make. Raises CommandExecutionError when its config cannot be read.
 
     CLI Example:

@@ -798,8 +798,8 @@ def _refuse_folder(wish: dict[str, Any], account: dict[str, Any]) -> None:
     mine = 0o300 if info.st_uid == account["uid"] else 0o030 if info.st_gid == account["gid"] else 0o003
     if not stat.S_ISDIR(info.st_mode) or info.st_mode & mine != mine:
         raise CommandExecutionError(
-            f"Redis could not make its socket: {folder} is no folder that {account['user']} may write to; change that, or "
-            f"set unixsocket of the instance {wish['name']} to true"
+            f"Redis could not make its socket: {folder} is no folder that {account['user']} may write to; change that, "
+            f"or set unixsocket of the instance {wish['name']} to true"
         )
 
 

@@ -189,8 +189,8 @@ _CERTIFICATE = {
     "cert": Setting(
         "path or empty",
         "",
-        "A PEM file on the host: the server's certificate, and those between it and its CA. Redis reads a copy, so only "
-        "root has to read this file, and one that was renewed is taken over, without a restart, by the next run.",
+        "A PEM file on the host: the server's certificate, and those between it and its CA. Redis reads a copy, so "
+        "only root has to read this file, and one that was renewed is taken over, without a restart, by the next run.",
         example="/etc/letsencrypt/live/redis.example.com/fullchain.pem",
     ),
     "key": Setting(
@@ -375,15 +375,15 @@ INSTANCES = Entries(
         "unixsocket": Setting(
             "socket",
             False,
-            "A unix socket for clients on this host: `true` is `/run/redis_PORT/redis.sock`, or a path in a folder that "
-            "is there. Off: nobody needs it by default. A change takes a restart.",
+            "A unix socket for clients on this host: `true` is `/run/redis_PORT/redis.sock`, or a path in a folder "
+            "that is there. Off: nobody needs it by default. A change takes a restart.",
             example=True,
         ),
         "unixsocket_group": Setting(
             "user or empty",
             "",
-            "Whose members may connect by `/run/redis_PORT/redis.sock`, beside root and Redis' user. Nobody by default; "
-            "not the group of Redis itself, which may read its passwords.",
+            "Whose members may connect by `/run/redis_PORT/redis.sock`, beside root and Redis' user. Nobody by "
+            "default; not the group of Redis itself, which may read its passwords.",
             example="deploy",
         ),
         "unixsocket_perm": Setting(
@@ -1088,7 +1088,8 @@ def _found(value: Any, secret: bool = False) -> str:
     """A value as a message may show it: on one line, not too long, and no secret."""
     if isinstance(value, (dict, list, tuple)) or value is None:
         return _form(value)
-    if secret or re.search(r"://.*@|-----BEGIN|^[<>#!]|^\(.*[ (][<>#!]", str(value)):  # the last are passwords in an ACL
+    # The last two are passwords in an ACL.
+    if secret or re.search(r"://.*@|-----BEGIN|^[<>#!]|^\(.*[ (][<>#!]", str(value)):
         return HIDDEN
     if isinstance(value, bool):
         return str(value).lower()
@@ -2115,7 +2116,8 @@ def _tls_is_compiled_in(wish, problems):
         return
     for port, entry in wish["redis"]["instances"].items():
         for name in [name for name in entry["directives"] if name.startswith("tls-")]:
-            problems.add(f"{R}:instances:{port}:directives:{name}", f"needs tls:port of an instance, or {R}:build:tls: true")
+            needed = f"needs tls:port of an instance, or {R}:build:tls: true"
+            problems.add(f"{R}:instances:{port}:directives:{name}", needed)
         if entry["tls"]["port"]:
             problems.add(f"{R}:build:tls", f"found false, but the instance {port} has tls:port; leave it out")
 
@@ -2170,15 +2172,25 @@ def _sockets_suit_their_groups(wish, problems):
         if group and place is False and entry["tls"]["plain"]:
             problems.add(f"{path}:unixsocket", "must be given with unixsocket_group: true")
         elif group and isinstance(place, str):
-            problems.add(f"{path}:unixsocket_group", f"is for unixsocket: true; who enters {os.path.dirname(place)} is its own affair")
+            problems.add(
+                f"{path}:unixsocket_group",
+                f"is for unixsocket: true; who enters {os.path.dirname(place)} is its own affair",
+            )
         elif group and group == wish["redis"]["group"]:
-            problems.add(f"{path}:unixsocket_group", f"found {group!r}, whose members may read the password of Redis; take another")
+            problems.add(
+                f"{path}:unixsocket_group",
+                f"found {group!r}, whose members may read the password of Redis; take another",
+            )
         elif group and "redis" in wish["roles"] and not _exists(grp.getgrnam, group):
             made = wish["deploy"]["create_user"] and group == wish["deploy"]["user"]
             hint = "; the deploy user is made after Redis" if made else ""
-            problems.add(f"{path}:unixsocket_group", f"found {group!r}, which does not exist; make this group first{hint}")
+            problems.add(
+                f"{path}:unixsocket_group", f"found {group!r}, which does not exist; make this group first{hint}"
+            )
         if isinstance(place, str) and place in taken:
-            problems.add(f"{path}:unixsocket", f"found {place!r}, the socket of the instance {taken[place]} too; take another")
+            problems.add(
+                f"{path}:unixsocket", f"found {place!r}, the socket of the instance {taken[place]} too; take another"
+            )
         taken.setdefault(place if isinstance(place, str) else None, name)
 
 
@@ -2475,8 +2487,8 @@ def _instance_tls(name, entry, redis, reveal) -> dict[str, Any]:
     """
     ``port``, ``auth_clients``, ``replication``, ``protocols``, ``folder`` (of all versions of its files), ``version``
     (part of a digest of their contents: a path says what is in it, and with it what a running server has read) and
-    ``sources`` (file name -> the setting that it is from, and its path), ``host`` (where this host reaches it). With ``reveal`` also ``contents``, file name ->
-    text, None for a file that cannot be read.
+    ``sources`` (file name -> the setting that it is from, and its path), ``host`` (where this host reaches it). With
+    ``reveal`` also ``contents``, file name -> text, None for a file that cannot be read.
     """
     if not entry["tls"]["port"]:
         return {}

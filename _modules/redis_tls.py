@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 _FOLDER = "/etc/redis/tls"
 _NAMES = {"cert.pem": "tls-cert-file", "key.pem": "tls-key-file", "ca.pem": "tls-ca-cert-file"}
 _TIMEOUT = 10.0  # s for a handshake
+_UNREADABLE = "cannot be read: there is no such file, or it is a folder"
 _SOON = 14  # days before its end that a certificate is warned of
 
 
@@ -83,8 +84,8 @@ def placed(instance: str) -> dict[str, str]:
     instance
         Name of the instance in the settings.
 
-    Returns {} when they do, else ``old`` and ``new``: fingerprint and end of the certificate that the config on this host
-    names now and of the one that it will name, empty for none.
+    Returns {} when they do, else ``old`` and ``new``: fingerprint and end of the certificate that the config on this
+    host names now and of the one that it will name, empty for none.
 
     CLI Example:
 
@@ -123,7 +124,7 @@ def check(instance: str) -> None:
     tls = wish["tls"]
     for file, text in tls.get("contents", {}).items():
         if text is None:
-            raise CommandExecutionError(f"{tls['sources'][file]} cannot be read: there is no such file, or it is a folder")
+            raise CommandExecutionError(f"{tls['sources'][file]} {_UNREADABLE}")
         if "ENCRYPTED" in text:
             raise CommandExecutionError(f"{tls['sources'][file]} has a passphrase, which nobody is there to type")
     if tls:
@@ -203,8 +204,8 @@ def place(instance: str) -> None:
 
 def reload(instance: str) -> None:
     """
-    Let a running server read its certificate anew: CONFIG SET of the same paths (src/config.c, VOLATILE_CONFIG: they are
-    applied though they do not differ). It takes all files or keeps what it had.
+    Let a running server read its certificate anew: CONFIG SET of the same paths (src/config.c, VOLATILE_CONFIG: they
+    are applied though they do not differ). It takes all files or keeps what it had.
 
     instance
         Name of the instance in the settings.
@@ -227,7 +228,8 @@ def reload(instance: str) -> None:
         try:
             client.execute_command("CONFIG SET", *words)
         except redis.RedisError as err:
-            raise CommandExecutionError(f"{wish['unit']} does not read its certificate: {err}; its log says why") from err
+            said = f"{wish['unit']} does not read its certificate: {err}; its log says why"
+            raise CommandExecutionError(said) from err
 
 
 def tidy(instance: str) -> list[str]:
@@ -313,8 +315,8 @@ def _running(instance: str) -> dict[str, str] | None:
 
 def _handshake(wish: dict[str, Any]) -> bytes:
     """
-    The certificate that a server shows, as DER. Its own is shown to it in turn, as one replica does to another: a server
-    that demands one says nothing else with TLS 1.2.
+    The certificate that a server shows, as DER. Its own is shown to it in turn, as one replica does to another: a
+    server that demands one says nothing else with TLS 1.2.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
@@ -333,7 +335,7 @@ def _certificate(wish: dict[str, Any]) -> bytes:
     """The certificate of the settings as DER: the first of its file, as OpenSSL takes it."""
     source, text = wish["tls"]["sources"]["cert.pem"], wish["tls"]["contents"]["cert.pem"]
     if text is None:
-        raise CommandExecutionError(f"{source} cannot be read: there is no such file, or it is a folder")
+        raise CommandExecutionError(f"{source} {_UNREADABLE}")
     try:
         der = _der(text)
         _validity(der)

@@ -22,9 +22,9 @@ def live(name: str) -> dict[str, Any]:
     """
     A running instance shows the certificate of the settings at its port for TLS; older ones are gone from the host.
 
-    A server that was told the right files, and yet shows another certificate, reads them anew; no connection ends by it.
-    One that reads the right files and lets nobody in by TLS fails the state. One that still reads other files is left to :func:`redis_config.live` and :func:`redis_server.running`; the comment
-    says so. A certificate that ends within 14 days is warned of.
+    A server that was told the right files, and yet shows another certificate, reads them anew; no connection ends by
+    it. One that reads the right files and lets nobody in by TLS fails the state. One that still reads other files is
+    left to :func:`redis_config.live` and :func:`redis_server.running`; the comment says so. A certificate that ends within 14 days is warned of.
 
     name
         Name of the instance in the settings: its port.
@@ -49,7 +49,7 @@ def live(name: str) -> dict[str, Any]:
             if not __opts__["test"]:
                 __salt__["redis_tls.tidy"](name)
             return {**ret, "result": proven, "comment": f"Redis instance {name} {_sentence(found)}"}
-        ret["changes"] = {"certificate": {side: _shown(found[key]) for side, key in (("old", "shown"), ("new", "wished"))}}
+        ret["changes"] = {"certificate": {"old": _shown(found["shown"]), "new": _shown(found["wished"])}}
         if __opts__["test"]:
             return {**ret, "result": None, "comment": f"Redis instance {name} would read its certificate anew"}
         __salt__["redis_tls.reload"](name)

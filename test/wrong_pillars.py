@@ -279,11 +279,23 @@ INSTANCES = [
 CERTIFICATE = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"
 PAIR = {"port": 6390, "cert": "/etc/ssl/redis.pem", "key": "/etc/ssl/redis.key"}
 SECURITY = [
-    ("TLS by directives", instance(directives={"tls-port": 6390}), [f"{INSTANCE}:directives:tls-port: ", "set tls:port"]),
-    ("a socket by directives", instance(directives={"unixsocket": "/s"}), [f"{INSTANCE}:directives:unixsocket: cannot"]),
+    (
+        "TLS by directives",
+        instance(directives={"tls-port": 6390}),
+        [f"{INSTANCE}:directives:tls-port: ", "set tls:port"],
+    ),
+    (
+        "a socket by directives",
+        instance(directives={"unixsocket": "/s"}),
+        [f"{INSTANCE}:directives:unixsocket: cannot"],
+    ),
     ("TLS without a certificate", instance(tls={"port": 6390, "key": "/k"}), [f"{INSTANCE}:tls:cert: must be given"]),
     ("TLS without a key", instance(tls={"port": 6390, "cert": "/c"}), [f"{INSTANCE}:tls:key: must be given"]),
-    ("TLS without a port", instance(tls={"cert": "/c", "key": "/k"}), [f"{INSTANCE}:tls:port: must be given with cert"]),
+    (
+        "TLS without a port",
+        instance(tls={"cert": "/c", "key": "/k"}),
+        [f"{INSTANCE}:tls:port: must be given with cert"],
+    ),
     ("no port at all", instance(tls={"plain": False}), [f"{INSTANCE}:tls:port: must be given with plain: false"]),
     (
         "TLS that is not to be compiled in",
@@ -295,23 +307,47 @@ SECURITY = [
         instance(tls={**PAIR, "cert_pem": CERTIFICATE}),
         [f"{INSTANCE}:tls:cert: is set twice", "cert_pem"],
     ),
-    ("clients' certificates, no CA", instance(tls={**PAIR, "auth_clients": "yes"}), [f"{INSTANCE}:tls:ca: must be given"]),
-    ("replicas' certificates, no CA", instance(tls={**PAIR, "replication": True}), [f"{INSTANCE}:tls:ca: must be given"]),
+    (
+        "clients' certificates, no CA",
+        instance(tls={**PAIR, "auth_clients": "yes"}),
+        [f"{INSTANCE}:tls:ca: must be given"],
+    ),
+    (
+        "replicas' certificates, no CA",
+        instance(tls={**PAIR, "replication": True}),
+        [f"{INSTANCE}:tls:ca: must be given"],
+    ),
     (
         "yes as a boolean",
         instance(tls={**PAIR, "auth_clients": True}),
         [f"{INSTANCE}:tls:auth_clients: found true", "in quotes: 'yes'"],
     ),
-    ("a port for TLS that is taken", instance(tls={**PAIR, "port": 6379}), [f"{INSTANCE}:tls:port: found 6379", "the port of"]),
+    (
+        "a port for TLS that is taken",
+        instance(tls={**PAIR, "port": 6379}),
+        [f"{INSTANCE}:tls:port: found 6379", "the port of"],
+    ),
     (
         "a port for TLS twice",
         redis(instances={"6379": {"tls": PAIR}, "6380": {"tls": PAIR}}),
         [f"{REDIS}:instances:6380:tls:port: found 6390", "TLS of the instance 6379"],
     ),
     ("a port that root alone opens", instance(tls={**PAIR, "port": 443}), [f"{INSTANCE}:tls:port: found 443", "1024"]),
-    ("an old version of TLS", instance(tls={**PAIR, "protocols": ["TLSv1"]}), [f"{INSTANCE}:tls:protocols: found 'TLSv1'"]),
-    ("a relative path of a key", instance(tls={**PAIR, "key": "redis.key"}), [f"{INSTANCE}:tls:key: found 'redis.key'"]),
-    ("a certificate for a path", instance(tls={**PAIR, "cert": CERTIFICATE}), [f"{INSTANCE}:tls:cert: found a value that"]),
+    (
+        "an old version of TLS",
+        instance(tls={**PAIR, "protocols": ["TLSv1"]}),
+        [f"{INSTANCE}:tls:protocols: found 'TLSv1'"],
+    ),
+    (
+        "a relative path of a key",
+        instance(tls={**PAIR, "key": "redis.key"}),
+        [f"{INSTANCE}:tls:key: found 'redis.key'"],
+    ),
+    (
+        "a certificate for a path",
+        instance(tls={**PAIR, "cert": CERTIFICATE}),
+        [f"{INSTANCE}:tls:cert: found a value that"],
+    ),
     (
         "a path for a certificate",
         instance(tls={"port": 6390, "cert_pem": "/etc/ssl/redis.pem", "key": "/k"}),
@@ -324,7 +360,9 @@ SECURITY = [
     ),
     (
         "a key with a passphrase",
-        instance(tls={"port": 6390, "cert": "/c", "key_pem": CERTIFICATE.replace("CERTIFICATE", "ENCRYPTED PRIVATE KEY")}),
+        instance(
+            tls={"port": 6390, "cert": "/c", "key_pem": CERTIFICATE.replace("CERTIFICATE", "ENCRYPTED PRIVATE KEY")}
+        ),
         [f"{INSTANCE}:tls:key_pem: found a value that is not shown"],
     ),
     (
@@ -333,7 +371,11 @@ SECURITY = [
         [f"{INSTANCE}:tls:key_pem: found a value that is not shown", "PRIVATE KEY"],
     ),
     ("a misspelt key of TLS", instance(tls={**PAIR, "certs": "/c"}), [f"{INSTANCE}:tls:certs: unknown key", "'cert'"]),
-    ("a port for all instances", redis(tls={"port": 6390}), [f"{REDIS}:tls:port: unknown key", "instances:PORT:tls:port"]),
+    (
+        "a port for all instances",
+        redis(tls={"port": 6390}),
+        [f"{REDIS}:tls:port: unknown key", "instances:PORT:tls:port"],
+    ),
     (
         "a service of an instance without a plain port",
         instance(tls={**PAIR, "plain": False}),
@@ -346,7 +388,11 @@ SECURITY = [
     ),
     ("a rule with our name", rules(redis_6379_tls={"port": 6390}), [f"{RULES}:redis_6379_tls: this name is kept"]),
     ("a socket that is no path", instance(unixsocket="redis.sock"), [f"{INSTANCE}:unixsocket: found 'redis.sock'"]),
-    ("a socket with a long path", instance(unixsocket="/" + "s" * 107), [f"{INSTANCE}:unixsocket: found", "107 characters"]),
+    (
+        "a socket with a long path",
+        instance(unixsocket="/" + "s" * 107),
+        [f"{INSTANCE}:unixsocket: found", "107 characters"],
+    ),
     ("a group without a socket", instance(unixsocket_group="adm"), [f"{INSTANCE}:unixsocket: must be given"]),
     (
         "a group of another's folder",
@@ -363,8 +409,16 @@ SECURITY = [
         instance(unixsocket=True, unixsocket_group="no-such"),
         [f"{INSTANCE}:unixsocket_group: found 'no-such'", "does not exist"],
     ),
-    ("a mode that lets nobody in", instance(unixsocket=True, unixsocket_perm="000"), [f"{INSTANCE}:unixsocket_perm: found '000'"]),
-    ("a mode as a number", instance(unixsocket=True, unixsocket_perm=770), [f"{INSTANCE}:unixsocket_perm: found 770", "'770'"]),
+    (
+        "a mode that lets nobody in",
+        instance(unixsocket=True, unixsocket_perm="000"),
+        [f"{INSTANCE}:unixsocket_perm: found '000'"],
+    ),
+    (
+        "a mode as a number",
+        instance(unixsocket=True, unixsocket_perm=770),
+        [f"{INSTANCE}:unixsocket_perm: found 770", "'770'"],
+    ),
     (
         "a socket twice",
         redis(instances={"6379": {"unixsocket": "/srv/r/s"}, "6380": {"unixsocket": "/srv/r/s"}}),
@@ -373,7 +427,11 @@ SECURITY = [
 ]
 
 BACKUPS = [
-    ("a misspelt time of a backup", backup(at="dayly"), [f"{BACKUP}:at: found 'dayly'", "the words are minutely, hourly"]),
+    (
+        "a misspelt time of a backup",
+        backup(at="dayly"),
+        [f"{BACKUP}:at: found 'dayly'", "the words are minutely, hourly"],
+    ),
     ("a backup's time as cron has it", backup(at="30 3 * * *"), [f"{BACKUP}:at: found", "cron's form", "*-*-* 03:30"]),
     ("a backup's time as cron's word", backup(at="@daily"), [f"{BACKUP}:at: found '@daily'", "a time as systemd"]),
     ("a backup's time that is a number", backup(at=3), [f"{BACKUP}:at: found 3", "write it in quotes"]),
@@ -665,4 +723,18 @@ KERNEL = [
     ),
 ]
 
-WRONG_PILLARS = [*MISSPELT, *FORMS, *ROLES, *BUILDS, *WINDOWS, *KERNEL, *INSTANCES, *BACKUPS, *SECURITY, *USERS, *FIREWALL, *DEPLOYS, *SERVICES]
+WRONG_PILLARS = [
+    *MISSPELT,
+    *FORMS,
+    *ROLES,
+    *BUILDS,
+    *WINDOWS,
+    *KERNEL,
+    *INSTANCES,
+    *BACKUPS,
+    *SECURITY,
+    *USERS,
+    *FIREWALL,
+    *DEPLOYS,
+    *SERVICES,
+]

@@ -51,9 +51,11 @@ print(json.dumps({"seen": sorted(seen), "rounds": rounds}))
 """
 # All files that a user like nobody may read; what the kernel shows of itself apart.
 READABLE = """
-cd / && runuser -u nobody -- find / -xdev \\( -path /proc -o -path /sys -o -path /packages \\) -prune -o -type f -readable -newer /root/begun -print0 \
-  2>/dev/null > /root/readable
-for place in /run /tmp /dev/shm; do runuser -u nobody -- find $place -type f -readable -print0 2>/dev/null >> /root/readable; done
+cd /
+nobody() { runuser -u nobody -- find "$@" -print0 2>/dev/null >> /root/readable; }
+rm -f /root/readable
+nobody / -xdev \\( -path /proc -o -path /sys -o -path /packages \\) -prune -o -type f -readable -newer /root/begun
+for place in /run /tmp /dev/shm; do nobody $place -type f -readable; done
 xargs -0 -r grep -lFf /root/secrets -- < /root/readable
 """
 
@@ -73,7 +75,9 @@ def pillar(image: str, password: str, user: list, pair: certificates.Certificate
     instance |= {"password": password, "old_passwords": list(old), "users": users}
     instance["tls"] = {"port": 6390, "cert_pem": pair.cert, "key_pem": pair.key}
     # Its unit is never started here: who works jobs has his password by right.
-    made = app.sidekiq_pillar(redis="6379", redis_url="", redis_user="jobs", env={"API": PASSWORDS["env"]})["redis_sidekiq"]
+    made = app.sidekiq_pillar(redis="6379", redis_url="", redis_user="jobs", env={"API": PASSWORDS["env"]})[
+        "redis_sidekiq"
+    ]
     redis = {**tarball(redis_version(image)), "build": {"malloc": "libc", "tls": True}, "instances": {"6379": instance}}
     return {"redis_sidekiq": {**made, "roles": ["redis", "sidekiq"], "redis": redis}}
 
@@ -89,13 +93,19 @@ def runs(image: str):
         ("a rotation", pillar(image, *rotated, old=old, maxmemory="64mb"), True),
         ("a restart", pillar(image, *rotated, databases=4), True),
         ("a refusal by Redis", pillar(image, *wrong, directives={"no-such": 1}), False),
-        ("a refused key", pillar(image, PASSWORDS["refused"], [PASSWORDS["user"]], certificates.Certificate(PAIR.cert, NEXT.key, ())), False),
+        (
+            "a refused key",
+            pillar(image, PASSWORDS["refused"], [PASSWORDS["user"]], certificates.Certificate(PAIR.cert, NEXT.key, ())),
+            False,
+        ),
         ("a refusal by the contract", pillar(image, *wrong, maxmemory="2 gb"), False),
     ]
 
 
 def plant(host: Host) -> None:
-    host.write("/root/secrets", "".join(f"{word}\n" for word in sorted(forms(PASSWORDS) | set(KEYS.values()))), mode=0o600)
+    host.write(
+        "/root/secrets", "".join(f"{word}\n" for word in sorted(forms(PASSWORDS) | set(KEYS.values()))), mode=0o600
+    )
     host.run(["touch", "/root/begun"])
 
 
@@ -196,7 +206,11 @@ def test_no_run_by_a_master_shows_a_secret(host, make_host):
         for name, said, succeeds in runs("bookworm"):
             put_pillar(master_host, said)
             for words in (["test=True"], []) if succeeds else ([],):
-                done = master_host.run(["salt", "--out=json", "-l", "debug", host.name, "state.apply", "redis_sidekiq", *words], check=False, timeout=300)
+                done = master_host.run(
+                    ["salt", "--out=json", "-l", "debug", host.name, "state.apply", "redis_sidekiq", *words],
+                    check=False,
+                    timeout=300,
+                )
                 assert found_in(done.stdout + done.stderr) == set(), name
         for words in (["redis_sidekiq.settings"], ["redis_tls.status", "6379"], ["state.apply", "redis_sidekiq.clean"]):
             assert found_in(json.dumps(master.call(host, *words, check=False))) == set(), words
@@ -205,4 +219,7 @@ def test_no_run_by_a_master_shows_a_secret(host, make_host):
     events.terminate()
     assert found_in(events.communicate(timeout=60)[0]) == set()
     cache = master_host.run(["sh", "-c", "grep -rlaFf /root/secrets /var/cache/salt/master/jobs; :"]).stdout
-    assert cache == "" and master_host.run(["sh", "-c", "find /var/cache/salt/master/jobs -type f | wc -l"]).stdout != "0\n"
+    assert (
+        cache == ""
+        and master_host.run(["sh", "-c", "find /var/cache/salt/master/jobs -type f | wc -l"]).stdout != "0\n"
+    )

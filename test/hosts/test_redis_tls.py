@@ -8,7 +8,7 @@ from test import certificates
 from test.hosts import app
 from test.hosts.harness.host import Host
 from test.hosts.lab import apply_locally, put_pillar, redis_version, salt_call, tarball
-from test.hosts.redis_lab import CONFIG, LIVE, SERVES, changed, pid
+from test.hosts.redis_lab import CONFIG, IMAGES, LIVE, SERVES, changed, configure, pid
 
 UNIT = "Redis instance 6379 has its unit"
 SHOWS = "Redis instance 6379 shows its certificate"
@@ -68,11 +68,17 @@ def test_tls_comes_is_renewed_and_goes_while_redis_serves(tls_host):
     apply_locally(host).assert_unchanged()
     status = salt_call(host, "redis_tls.status", "6379")
     assert status["same"] and status["shown"] == status["wished"] and not status["expires"]
-    for text in (json.dumps(run.states), json.dumps(announced.states), host.run(["cat", "/var/log/salt/minion"]).stdout):
+    for text in (
+        json.dumps(run.states),
+        json.dumps(announced.states),
+        host.run(["cat", "/var/log/salt/minion"]).stdout,
+    ):
         assert "PRIVATE KEY" not in text and first.key.splitlines()[1] not in text
 
     # Renewed in the pillar, under a connection that stays; nothing of the old key is left.
-    working = host.popen(["sh", "-c", "(echo ping; sleep 30; echo ping) | redis-cli -p 6390 --tls --cacert /etc/ca.pem"])
+    working = host.popen(
+        ["sh", "-c", "(echo ping; sleep 30; echo ping) | redis-cli -p 6390 --tls --cacert /etc/ca.pem"]
+    )
     host.run(["sh", "-c", "until redis-cli client list | grep -q ':6390'; do sleep 0.1; done"], timeout=20)
     say(host, {"tls": pems(second)})
     announced = apply_locally(host, test=True).assert_ok()
@@ -93,7 +99,10 @@ def test_tls_comes_is_renewed_and_goes_while_redis_serves(tls_host):
         say(host, {"tls": {"port": 6390, **paths}})
         assert changed(apply_locally(host)) == {CONFIG, LIVE}
         apply_locally(host).assert_unchanged()
-        assert salt_call(host, "redis_tls.status", "6379")["shown"] == salt_call(host, "redis_tls.status", "6379")["wished"]
+        assert (
+            salt_call(host, "redis_tls.status", "6379")["shown"]
+            == salt_call(host, "redis_tls.status", "6379")["wished"]
+        )
     assert by_tls(host, "get", "a") == "1"
 
     # Half a renewal, and files that somebody changed.
@@ -122,7 +131,10 @@ def test_without_a_plain_port_the_formula_comes_in_by_its_socket(tls_host):
     host = tls_host()
     client = certificates.signed(CA, "a client")
     host.write("/etc/client.pem", client.cert + client.key)
-    closed = {"tls": pems(certificates.signed(CA), plain=False, auth_clients="yes", ca_pem=CA.cert), "password": "sesame"}
+    closed = {
+        "tls": pems(certificates.signed(CA), plain=False, auth_clients="yes", ca_pem=CA.cert),
+        "password": "sesame",
+    }
     say(host, closed)
     announced = apply_locally(host, test=True).assert_ok()
     run = apply_locally(host)
@@ -130,7 +142,10 @@ def test_without_a_plain_port_the_formula_comes_in_by_its_socket(tls_host):
     apply_locally(host).assert_unchanged()
     assert "refused" in cli(host, "ping")
     assert by_tls(host, "ping") != "NOAUTH Authentication required."
-    assert by_tls(host, "--cert", "/etc/client.pem", "--key", "/etc/client.pem", "ping") == "NOAUTH Authentication required."
+    assert (
+        by_tls(host, "--cert", "/etc/client.pem", "--key", "/etc/client.pem", "ping")
+        == "NOAUTH Authentication required."
+    )
     assert host.run(["stat", "-c", "%a %U:%G", SOCKET]).stdout == "700 redis:redis\n"
     before = pid(host)
     say(host, {**closed, "password": "open-sesame", "maxmemory": "64mb"})
@@ -224,3 +239,17 @@ def test_a_renewal_that_is_killed_at_any_moment_leaves_a_pair(tls_host):
         apply_locally(host).assert_ok()
         apply_locally(host).assert_unchanged()
         assert salt_call(host, "redis_tls.status", "6379")["same"] and len(key_files(host)) == 1
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("image", IMAGES)
+def test_a_build_without_tls_makes_way_for_one_with(redis_host, image):
+    host = redis_host(image)
+    host.write("/etc/ca.pem", CA.cert)
+    cli(host, "set", "a", "1")
+    configure(host, {"tls": pems(certificates.signed(CA))}, build={"malloc": "libc"})
+    announced = apply_locally(host, test=True).assert_ok()
+    run = apply_locally(host).assert_ok()
+    assert {CONFIG, SERVES} <= set(announced.pending) and set(announced.pending) == set(run.changed)
+    assert by_tls(host, "get", "a") == "1" and salt_call(host, "redis_tls.status", "6379")["same"]
+    apply_locally(host).assert_unchanged()

@@ -1,4 +1,4 @@
-"""Bad settings against a real server that serves: each is refused by name, and file, server and keys are as they were."""
+"""Bad settings against a real server: each is refused by name, and file, server and keys are as they were."""
 
 from __future__ import annotations
 
@@ -37,7 +37,11 @@ def tls(**more) -> dict:
 
 # What is wrong, settings of the instance, and words of the message: Redis' own, after the name of what they are about.
 BY_REDIS = [
-    ("a directive nobody knows", directive("no-such-directive", 1), ["no-such-directive", "Bad directive or wrong number"]),
+    (
+        "a directive nobody knows",
+        directive("no-such-directive", 1),
+        ["no-such-directive", "Bad directive or wrong number"],
+    ),
     ("a misspelt directive", directive("tcp-keepalve", 60), ["tcp-keepalve", "Bad directive or wrong number"]),
     ("a word for a number", directive("maxclients", "many"), ["maxclients", "couldn't be parsed into an integer"]),
     ("too few clients", directive("maxclients", 0), ["maxclients", "argument must be between 1 and"]),
@@ -45,13 +49,37 @@ BY_REDIS = [
     ("a level of the log that is none", directive("loglevel", "loud"), ["loglevel", "must be one of"]),
     ("a fraction", directive("hash-max-listpack-entries", "1.5"), ["hash-max-listpack-entries", "couldn't be parsed"]),
     ("a time with a unit", directive("timeout", "1d"), ["timeout", "couldn't be parsed into an integer"]),
-    ("a size with an unknown unit", directive("proto-max-bulk-len", "1zb"), ["proto-max-bulk-len", "must be a memory value"]),
+    (
+        "a size with an unknown unit",
+        directive("proto-max-bulk-len", "1zb"),
+        ["proto-max-bulk-len", "must be a memory value"],
+    ),
     ("a negative size", directive("repl-backlog-size", "-5"), ["repl-backlog-size", "must be a memory value"]),
-    ("more than all memory", directive("maxmemory-clients", "200%"), ["maxmemory-clients", "percentage argument must be"]),
-    ("a limit without its last word", directive("client-output-buffer-limit", "pubsub 64mb 16mb"), ["client-output-buffer-limit"]),
-    ("a class of clients that is none", directive("client-output-buffer-limit", "guest 1 1 1"), ["Invalid client class"]),
-    ("a class of events that is none", directive("notify-keyspace-events", "Q"), ["notify-keyspace-events", "Invalid event class"]),
-    ("a list that is too short", directive("oom-score-adj-values", "0 100"), ["oom-score-adj-values", "wrong number of arguments"]),
+    (
+        "more than all memory",
+        directive("maxmemory-clients", "200%"),
+        ["maxmemory-clients", "percentage argument must be"],
+    ),
+    (
+        "a limit without its last word",
+        directive("client-output-buffer-limit", "pubsub 64mb 16mb"),
+        ["client-output-buffer-limit"],
+    ),
+    (
+        "a class of clients that is none",
+        directive("client-output-buffer-limit", "guest 1 1 1"),
+        ["Invalid client class"],
+    ),
+    (
+        "a class of events that is none",
+        directive("notify-keyspace-events", "Q"),
+        ["notify-keyspace-events", "Invalid event class"],
+    ),
+    (
+        "a list that is too short",
+        directive("oom-score-adj-values", "0 100"),
+        ["oom-score-adj-values", "wrong number of arguments"],
+    ),
     ("a master without a port", directive("replicaof", "10.0.0.1"), ["replicaof", "wrong number of arguments"]),
     ("a master with a wrong port", directive("replicaof", "10.0.0.1 99999"), ["replicaof", "Invalid master port"]),
     ("a module that is not there", directive("loadmodule", "/no/such.so"), ["/no/such.so", "Can't load module"]),
@@ -60,14 +88,26 @@ BY_REDIS = [
     ("a snapshot elsewhere", directive("dbfilename", "../dump.rdb"), ["dbfilename", "can't be a path"]),
     ("a word for yes or no", directive("cluster-enabled", "maybe"), ["cluster-enabled", "must be 'yes' or 'no'"]),
     ("an effort beyond the most", directive("active-expire-effort", 11), ["active-expire-effort", "between 1 and 10"]),
-    ("a percentile beyond all", directive("latency-tracking-info-percentiles", "101"), ["latency-tracking-info-percentiles"]),
-    ("what this allocator cannot", directive("activedefrag", True), ["activedefrag", "Active defragmentation cannot be enabled"]),
+    (
+        "a percentile beyond all",
+        directive("latency-tracking-info-percentiles", "101"),
+        ["latency-tracking-info-percentiles"],
+    ),
+    (
+        "what this allocator cannot",
+        directive("activedefrag", True),
+        ["activedefrag", "Active defragmentation cannot be enabled"],
+    ),
     ("two words for one", directive("hz", "10 20"), ["hz", "wrong number of arguments"]),
     ("a category of commands that is none", user("+@everything"), ["'app'", "Unknown command or category name in ACL"]),
     ("a command that is none", user("+gett"), ["'app'", "Unknown command or category name in ACL"]),
     ("a pattern after all keys", user("~*", "~jobs:*"), ["user app on", "Adding a pattern after the * pattern"]),
     ("a permission of keys that is none", user("%X~a"), ["user app on", "Syntax error"]),
-    ("a subcommand to take away that is none", user("+config", "-config|sett"), ["'app'", "Unknown command or category"]),
+    (
+        "a subcommand to take away that is none",
+        user("+config", "-config|sett"),
+        ["'app'", "Unknown command or category"],
+    ),
     ("a selector with a wrong rule", user("(+@nothing ~a)"), ["'app'", "Unknown command or category name in ACL"]),
     ("a rule that is no rule", user("everything"), ["user app on", "Syntax error"]),
 ]
@@ -77,35 +117,75 @@ BY_REDIS_WITH_TLS = [
     ("a key that is none", tls(key="FOLDER/garbage"), ["tls:key (FOLDER/garbage)", "Failed to load private key"]),
     ("a CA that is none", tls(ca="FOLDER/garbage"), ["Failed to configure CA certificate"]),
     ("ciphers that are none", {**tls(), **directive("tls-ciphers", "NO-SUCH")}, ["Failed to configure ciphers"]),
-    ("parameters not there", {**tls(), **directive("tls-dh-params-file", "/no/dh")}, ["Failed to load /no/dh", "No such file"]),
-    ("a chain that breaks off", tls(cert="FOLDER/broken-chain"), ["tls:cert (FOLDER/broken-chain)", "Failed to load certificate"]),
+    (
+        "parameters not there",
+        {**tls(), **directive("tls-dh-params-file", "/no/dh")},
+        ["Failed to load /no/dh", "No such file"],
+    ),
+    (
+        "a chain that breaks off",
+        tls(cert="FOLDER/broken-chain"),
+        ["tls:cert (FOLDER/broken-chain)", "Failed to load certificate"],
+    ),
 ]
 # What Redis would take, and fail by later.
 BY_US = [
-    ("a certificate of yesterday", tls(cert="FOLDER/expired"), ["tls:cert (FOLDER/expired) is not valid now: it is from"]),
+    (
+        "a certificate of yesterday",
+        tls(cert="FOLDER/expired"),
+        ["tls:cert (FOLDER/expired) is not valid now: it is from"],
+    ),
     ("a certificate of tomorrow", tls(cert="FOLDER/early"), ["tls:cert (FOLDER/early) is not valid now: it is from"]),
-    ("a certificate that is none", tls(cert="FOLDER/garbage"), ["tls:cert (FOLDER/garbage) is no certificate in PEM form"]),
+    (
+        "a certificate that is none",
+        tls(cert="FOLDER/garbage"),
+        ["tls:cert (FOLDER/garbage) is no certificate in PEM form"],
+    ),
     ("half a certificate", tls(cert="FOLDER/half"), ["tls:cert (FOLDER/half) is no certificate in PEM form"]),
     ("a certificate that is not there", tls(cert="/no/cert"), ["tls:cert (/no/cert) cannot be read"]),
     ("a key that is not there", tls(key="/no/key"), ["tls:key (/no/key) cannot be read"]),
     ("a folder for a key", tls(key="FOLDER"), ["tls:key (FOLDER) cannot be read"]),
     ("a key with a passphrase", tls(key="FOLDER/encrypted"), ["tls:key (FOLDER/encrypted) has a passphrase"]),
     ("a socket in no folder", {"unixsocket": "/no/folder/s"}, ["/no/folder: No such file or directory", "unixsocket"]),
-    ("a socket in a folder of others", {"unixsocket": "/usr/share/s"}, ["/usr/share is no folder that nobody may write to"]),
-    ("an address of another host", {"bind": ["192.0.2.1"], "password": "boss-sesame"}, ["192.0.2.1", "no such address"]),
+    (
+        "a socket in a folder of others",
+        {"unixsocket": "/usr/share/s"},
+        ["/usr/share is no folder that nobody may write to"],
+    ),
+    (
+        "an address of another host",
+        {"bind": ["192.0.2.1"], "password": "boss-sesame"},
+        ["192.0.2.1", "no such address"],
+    ),
 ]
 # What the pillar's contract refuses before any state: settings of Redis.
 BY_PILLAR = [
-    ("more memory than there is", {"instances": {"6379": {"maxmemory": "900000gb"}}}, [":maxmemory: found 900000gb", "below"]),
-    ("a share of the memory", {"instances": {"6379": {"maxmemory": "50%"}}}, [":maxmemory: found '50%'", "no percentage"]),
+    (
+        "more memory than there is",
+        {"instances": {"6379": {"maxmemory": "900000gb"}}},
+        [":maxmemory: found 900000gb", "below"],
+    ),
+    (
+        "a share of the memory",
+        {"instances": {"6379": {"maxmemory": "50%"}}},
+        [":maxmemory: found '50%'", "no percentage"],
+    ),
     ("a size with a space", {"instances": {"6379": {"maxmemory": "2 gb"}}}, [":maxmemory: found '2 gb'", "512mb"]),
-    ("a port for two", {"instances": {"6379": tls(port=6380), "6380": {}}}, [":tls:port: found 6380", "the instance 6380"]),
+    (
+        "a port for two",
+        {"instances": {"6379": tls(port=6380), "6380": {}}},
+        [":tls:port: found 6380", "the instance 6380"],
+    ),
     ("an instance twice", {"instances": {"6379": {}, 6379: {}}}, ["6379: is there twice"]),
     ("a port that is none", {"instances": {"redis": {}}}, ["redis: no name", "1024 to 65535"]),
     ("a digest by md5", {"source_hash": "d" * 32}, ["source_hash: found", "md5 can be forged"]),
     ("a digest by sha1", {"source_hash": "sha1=" + "d" * 40}, ["source_hash: found", "sha1 can be forged"]),
     ("no digest", {"source_hash": ""}, ["source_hash: must be given"]),
-    ("a password twice", {"instances": {"6379": {"password": "sesame-1", "old_passwords": ["sesame-1"]}}}, ["old_passwords: holds"]),
+    (
+        "a password twice",
+        {"instances": {"6379": {"password": "sesame-1", "old_passwords": ["sesame-1"]}}},
+        ["old_passwords: holds"],
+    ),
     ("a misspelt setting", {"instances": {"6379": {"max_memory": "1gb"}}}, ["max_memory: unknown key", "'maxmemory'"]),
     ("open to all", {"instances": {"6379": {"bind": ["*"]}}}, [":password: must be given", "beyond loopback"]),
 ]
@@ -116,7 +196,15 @@ class Site:
 
     def __init__(self, load, prefix: Path, tarball: dict, flags: dict, folder: Path) -> None:
         self.folder, self.port = folder, free_port()
-        names = ("redis_sidekiq", "redis_releases", "redis_build", "redis_sandbox", "redis_server", "redis_config", "redis_tls")
+        names = (
+            "redis_sidekiq",
+            "redis_releases",
+            "redis_build",
+            "redis_sandbox",
+            "redis_server",
+            "redis_config",
+            "redis_tls",
+        )
         modules = {name: load(f"_modules/{name}.py") for name in names}
         self.modules, self.functions = modules, {}
         for name, module in modules.items():
@@ -141,7 +229,9 @@ class Site:
         """Make a pillar; FOLDER stands for the test's own."""
         text = json.dumps({**self.base, "instances": {"6379": instance}, **more} if "instances" not in more else None)
         redis_ = json.loads(text) if text != "null" else {**self.base, **more}
-        redis_ = json.loads(json.dumps(redis_).replace("FOLDER", str(self.folder))) if "instances" not in more else redis_
+        redis_ = (
+            json.loads(json.dumps(redis_).replace("FOLDER", str(self.folder))) if "instances" not in more else redis_
+        )
         pillar = {"redis_sidekiq": {"roles": ["redis"], "redis": redis_}}
         self.modules["redis_sidekiq"].__pillar__ = pillar
         self.modules["redis_server"].__context__.clear()
@@ -149,7 +239,9 @@ class Site:
     def settings(self, reveal: bool = False) -> dict:
         """The formula's own, with other places."""
         found = self.modules["redis_sidekiq"].settings(reveal=reveal)
-        text = json.dumps(found).replace("/etc/redis", f"{self.folder}/etc").replace("/var/redis", f"{self.folder}/data")
+        text = (
+            json.dumps(found).replace("/etc/redis", f"{self.folder}/etc").replace("/var/redis", f"{self.folder}/data")
+        )
         return json.loads(text.replace("/var/log/redis", f"{self.folder}/log"))
 
     def serve(self) -> None:
@@ -200,7 +292,10 @@ def site(served, load, redis_build, redis_tarball, redis_flags):
     folder, made = served
     if not made:
         texts = {"cert": PAIR.cert, "key": PAIR.key, "other-key": OTHER.key, "garbage": "no PEM\n"}
-        texts |= {"expired": certificates.signed(CA, days=-1, since=-9).cert, "half": PAIR.cert[:300] + "\n-----END CERTIFICATE-----\n"}
+        texts |= {
+            "expired": certificates.signed(CA, days=-1, since=-9).cert,
+            "half": PAIR.cert[:300] + "\n-----END CERTIFICATE-----\n",
+        }
         texts |= {"early": certificates.signed(CA, since=2).cert, "encrypted": certificates.encrypted(PAIR)}
         texts["broken-chain"] = PAIR.cert + CA.cert[:300] + "\n-----END CERTIFICATE-----\n"
         for name, text in texts.items():

@@ -36,7 +36,12 @@ def run(load):
 
 
 def test_what_is_right_is_left_alone(run):
-    assert run(SAME)[0] == {"name": "6379", "result": True, "changes": {}, "comment": "Redis instance 6379 shows its certificate"}
+    assert run(SAME)[0] == {
+        "name": "6379",
+        "result": True,
+        "changes": {},
+        "comment": "Redis instance 6379 shows its certificate",
+    }
     assert run(SAME, test=True)[1] == []
 
 
