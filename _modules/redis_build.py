@@ -995,7 +995,7 @@ def _try_build(folder: str, flags: dict[str, Any], account: dict[str, Any]) -> d
     found = {
         # Valkey says for its redis_version which Redis it is compatible with.
         "flavor": "valkey" if "valkey_version" in info else "redis",
-        "version": info.get(f"{flavor}_version", ""),
+        "version": str(info.get(f"{flavor}_version", "")),  # the client makes a number of 7.2
         "malloc": info.get("mem_allocator", "").split("-")[0],
         "tls": _needs_library(server, "libssl.so"),  # since 7.2 a server without TLS knows tls-port too
         "systemd": flags["systemd"],  # it told so, or did not start

@@ -118,7 +118,7 @@ def test_a_folder_without_a_record_is_built_anew(build, make_tarball, prefix):
 
 def test_valkey_is_built_by_its_own_names_and_version(modules, build, make_tarball, prefix):
     tarball = make_tarball("valkey")
-    version = "00000000"  # what the renamed line of INFO says
+    version = "0"  # what the renamed line of INFO says
     with pytest.raises(CommandExecutionError, match=f"its version is '{version}', wanted is '8.1.1'"):
         build("8.1.1", **tarball, flavor="valkey")
     with pytest.raises(CommandExecutionError, match="Redis 7.0.15 does not compile"):
@@ -126,7 +126,7 @@ def test_valkey_is_built_by_its_own_names_and_version(modules, build, make_tarba
     name = build(version, **tarball, flavor="valkey")["build"]
     record = modules.redis_build.builds(str(prefix))[0]
     assert (record["build"], record["flavor"], record["rdb_version"]) == (name, "valkey", 10)
-    assert name.startswith("valkey-00000000-") and "valkey-sentinel" in record["programs"]
+    assert name.startswith("valkey-0-") and "valkey-sentinel" in record["programs"]
     assert modules.redis_build.use(name, prefix=str(prefix), user="nobody")["current"] == name
     assert modules.redis_build.binary(str(prefix)).endswith("/current/bin/valkey-server")
 
