@@ -239,7 +239,8 @@ def tidy(instance: str) -> list[str]:
     instance
         Name of the instance in the settings.
 
-    Returns the folders that were removed. Nothing is, while the server cannot be asked.
+    Returns the folders that were removed. Nothing is, while the server cannot be asked, or has another build to go over
+    to: the config that it could go back to may name another certificate.
 
     CLI Example:
 
@@ -248,7 +249,8 @@ def tidy(instance: str) -> list[str]:
         salt '*' redis_tls.tidy 6379
     """
     wish, running = _wish(instance), _running(instance)
-    if running is None or not wish["tls"]:
+    found = __salt__["redis_upgrade.facts"](instance)
+    if running is None or not wish["tls"] or found["under_way"] or found["build"] not in ("", found["wished"]):
         return []
     keep = {_version(wish), *map(os.path.dirname, running.values())}
     folder = os.path.join(_FOLDER, wish["name"])

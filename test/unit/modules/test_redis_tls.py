@@ -23,7 +23,11 @@ def tls(load, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_FOLDER", str(tmp_path / "tls"))
     wish = {"name": "6379", "unit": "redis_6379", "config": str(tmp_path / "6379.conf"), "tls": {}}
     settings = {"redis": {"group": GROUP, "instances": [wish]}}
-    module.__salt__ = {"redis_sidekiq.settings": lambda reveal: settings}
+    module.upgrade = {"build": "8.0.6-new", "wished": "8.0.6-new", "under_way": ""}
+    module.__salt__ = {
+        "redis_sidekiq.settings": lambda reveal: settings,
+        "redis_upgrade.facts": lambda instance: module.upgrade,
+    }
 
     def say(cert: str | None = None, key: str | None = "a key", version: str = "v1") -> None:
         sources = {"cert.pem": "tls:cert (/c)", "key.pem": "tls:key_pem"}
@@ -112,3 +116,17 @@ def test_certificates_go_with_tls(tls):
 def test_only_instances_of_the_settings_are_known(tls):
     with pytest.raises(SaltInvocationError, match="'../x' is not a Redis instance"):
         tls.remove("../x")
+
+
+@pytest.mark.parametrize(
+    ("upgrade", "goes"),
+    [({}, True), ({"build": "7.0.15-old"}, False), ({"under_way": "7.0.15-old"}, False), ({"build": ""}, True)],
+)
+def test_a_certificate_that_nobody_names_goes_unless_an_older_build_may_come_back(tls, upgrade, goes):
+    tls.say(certificates.signed(CA).cert)
+    for version in ("v0", "v1"):
+        (tls.folder / version).mkdir(parents=True)
+    tls._running = lambda instance: {"tls-cert-file": str(tls.folder / "v1/cert.pem")}
+    tls.upgrade |= upgrade
+    assert tls.tidy("6379") == ([str(tls.folder / "v0")] if goes else [])
+    assert (tls.folder / "v0").exists() is not goes and (tls.folder / "v1").exists()
