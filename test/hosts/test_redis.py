@@ -273,7 +273,7 @@ def test_changed_flags_build_anew_and_older_builds_go(redis_host):
     configure(host, **wish, build={"keep": 1, "malloc": "libc"})
     failed = apply_locally(host).failed
     assert "malloc is 'jemalloc', wanted is 'libc'" in "".join(failed.values())
-    assert sorted(host.run(["ls", "/opt/redis"]).stdout.split()) == sorted([old, middle, "current"])
+    assert sorted(host.run(["ls", "/opt/redis"]).stdout.split()) == sorted([old, middle, "current", "instance-6379"])
     configure(host, **quick_tarball(host, "second"), build={"keep": 1})
     announced = apply_locally(host, test=True).assert_ok()
     assert old in announced.states[gone]["comment"]
