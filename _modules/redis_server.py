@@ -262,7 +262,9 @@ def status(instance: str, ask: bool = True) -> dict[str, Any]:
     Returns a dictionary: ``instance``, ``unit``, ``manager`` (systemd or sysv), ``loaded``, ``enabled``, ``active``
     (systemd's word; of an init script active or inactive), ``pid`` (0: none), ``started`` (epoch s or None),
     ``program`` (what the process executes), ``build`` (that of the settings), ``under_way`` (the build that it came
-    from, while a change of build is not finished), ``stale`` (list of reasons why it should be started anew), ``younger_config`` (bool: redis.conf changed after the process was started; alone no reason),
+    from, while a change of build is not finished), ``drains`` (bool: are this host's workers at rest while it restarts),
+    ``stale`` (list of reasons why it should be started anew), ``younger_config`` (bool: redis.conf changed after the
+    process was started; alone no reason),
     ``needs_reload`` (the unit on disk is not the one loaded) and, with ``ask``, ``info`` (INFO as a dictionary, None
     without an answer), ``info_error`` and ``unfollowed`` (what it was started with and yet does otherwise, or empty).
     With ``ask``, ``stale`` also has the directives that CONFIG SET cannot bring to the running server.
@@ -278,6 +280,7 @@ def status(instance: str, ask: bool = True) -> dict[str, Any]:
     redis = _settings(reveal=True)
     wish = _instance(instance, redis)
     facts = _service_facts(wish, redis)
+    facts["drains"] = redis["drain_sidekiq"]
     facts["under_way"] = __salt__["redis_upgrade.facts"](instance)["under_way"]
     if ask:
         facts["info"], facts["info_error"] = _info(wish) if facts["pid"] else (None, "")
@@ -382,6 +385,9 @@ def restart(instance: str) -> dict[str, Any]:
     With another build in the settings than before, the instance goes over to it; where the new one does not serve the
     data, it goes back by itself to the one before, with data and config as they were (see ``redis_upgrade``).
 
+    This host's Sidekiq services that work with the instance are drained and stopped before, and started again after it
+    (see :func:`sidekiq.at_rest`), unless ``redis:drain_sidekiq`` says otherwise.
+
     instance
         Name of the instance in the settings.
 
@@ -404,17 +410,18 @@ def restart(instance: str) -> dict[str, Any]:
         if old["active"] == "active" and fresh:
             return _done(record, f"{wish['unit']} was restarted by another call, pid {old['pid']}", new=old)
         notes = []
-        try:
-            if old["active"] not in ("inactive", "failed"):
-                notes = _land(record, wish, redis, old)
-        finally:
-            # Whatever went wrong while stopping, the server must not stay down.
-            if _service_facts(wish, redis)["active"] in ("inactive", "failed"):
-                _rise(record, wish, redis, old)
+        with _workers_at_rest(record, wish, redis, old) as rested:
+            try:
+                if old["active"] not in ("inactive", "failed"):
+                    notes = _land(record, wish, redis, old)
+            finally:
+                # Whatever went wrong while stopping, the server must not stay down.
+                if _service_facts(wish, redis)["active"] in ("inactive", "failed"):
+                    _rise(record, wish, redis, old)
         if not record["new"]:
             raise CommandExecutionError(f"{wish['unit']} was started by someone else while it was restarted; run again")
         sentence = f"{wish['unit']} was restarted: pid {old['pid']} before, {record['new']['pid']} now"
-        _done(record, "; ".join([sentence, *notes]), new=record["new"])
+        _done(record, "; ".join([sentence, *notes, *rested]), new=record["new"])
     return record
 
 
@@ -446,9 +453,10 @@ def exchange(instance: str, plan: Any, **kwargs: Any) -> dict[str, Any]:
             old = record["old"] = _ready_to_start(wish, redis)
         with _step(record, "prepare"):
             plan.prepare()
-        notes = _exchange(record, wish, redis, old, plan)
+        with _workers_at_rest(record, wish, redis, old) as rested:
+            notes = _exchange(record, wish, redis, old, plan)
         sentence = f"{wish['unit']} serves, pid {record['new']['pid']}"
-        _done(record, "; ".join([sentence, *notes]), new=record["new"])
+        _done(record, "; ".join([sentence, *notes, *rested]), new=record["new"])
     return record
 
 
@@ -970,6 +978,20 @@ def _ready_to_start(wish: dict[str, Any], redis: dict[str, Any]) -> dict[str, An
         if not os.path.exists(path):
             raise CommandExecutionError(f"There is no {path}: apply redis_sidekiq.redis first")
     return facts
+
+
+@contextlib.contextmanager
+def _workers_at_rest(
+    record: dict[str, Any], wish: dict[str, Any], redis: dict[str, Any], old: dict[str, Any]
+) -> Iterator[list[str]]:
+    """Jobs that are in work while Redis is away could be lost. A server that is down already has no use for that."""
+    if old["active"] != "active" or not redis["drain_sidekiq"]:
+        yield []
+        return
+    with contextlib.ExitStack() as stack:
+        with _step(record, "workers"):
+            said = stack.enter_context(__salt__["sidekiq.at_rest"](wish["name"]))
+        yield said
 
 
 def _rise(record: dict[str, Any], wish: dict[str, Any], redis: dict[str, Any], old: dict[str, Any]) -> None:

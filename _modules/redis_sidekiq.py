@@ -520,6 +520,12 @@ REDIS = Section(
             null="none",
             example="03:00-05:00",
         ),
+        "drain_sidekiq": Setting(
+            "boolean",
+            True,
+            "Are this host's Sidekiq services that work with an instance drained and stopped while that restarts, and "
+            "started again after it? On: a job that fails while Redis is away is lost. Workers on other hosts are yours.",
+        ),
         "purge_data": Setting(
             "boolean",
             False,
@@ -2389,7 +2395,7 @@ def _redis(wish, reveal) -> dict[str, Any]:
     ``flavor``, ``version``, ``source``, ``source_hash`` (``sha256=HEX``), ``prefix``, ``bin_dir``, ``user``, ``group``,
     ``build`` (``user``, ``jobs`` at least 1, ``malloc``, ``tls``, ``keep``), ``pack`` (the finished build that this host
     takes, see :func:`_pack`), ``kernel`` (name -> value, see :func:`redis_kernel.facts`), ``service_manager`` (systemd or
-    sysv), ``restart``, ``restart_window``, ``purge_data``, ``backup`` and ``instances``, a list in the order of their ports
+    sysv), ``restart``, ``restart_window``, ``drain_sidekiq``, ``purge_data``, ``backup`` and ``instances``, a list in the order of their ports
     (see :func:`_instance`), with the two and a ``backup`` each (``enabled``, ``keep``, ``at``, ``delay``, ``dir``: its own
     folder).
     """

@@ -436,6 +436,51 @@ def restart(
     return record
 
 
+def at_rest(instance: str, **kwargs: Any) -> contextlib.AbstractContextManager[list[str]]:
+    """
+    For ``redis_server``, while it restarts: this host's services that work with an instance of Redis are drained and
+    stopped, and started again at the end, whatever came of it. A job that fails while Redis is away is lost, since
+    Sidekiq can neither keep it nor put it among the retries (lib/sidekiq/processor.rb: it is left unacknowledged, which
+    only Sidekiq Pro makes good).
+
+    A process that is stale, and would come back with another release or config, stays at work: whether that one boots is
+    for a restart with care to find out. Whatever kills this call, each unit's guard starts it.
+
+    instance
+        Name of the instance of Redis in the settings.
+
+    Returns a context manager that gives a list of sentences, complete at its end. Raises SaltInvocationError over Salt's
+    bus and on a command line, CommandExecutionError, with everything at work again, when a process cannot be stopped
+    without losing a job.
+
+    CLI Example:
+
+    .. code-block:: python
+
+        with __salt__["sidekiq.at_rest"]("6379") as said:
+            ...
+    """
+    if kwargs:
+        raise SaltInvocationError("Services rest while another module is at work; see redis_server.restart")
+    return _at_rest(instance)
+
+
+def beside(instance: str) -> list[str]:
+    """
+    The units of this host that work with an instance of Redis and would rest while it restarts.
+
+    instance
+        Name of the instance of Redis in the settings.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' sidekiq.beside 6379
+    """
+    return [one["unit"] for wish in _working_with(instance) for one in _look(wish) if one["process"] and not one["stale"]]
+
+
 # Text for systemd ----------------------------------------------------------------------------------------------------
 
 
@@ -1610,7 +1655,68 @@ def _wind_down(service: str, act: str, drain: float) -> dict[str, Any]:
     return record
 
 
+# Resting while Redis is away
+
+
+def _working_with(instance: str) -> list[dict[str, Any]]:
+    settings = _settings()
+    services = settings["sidekiq"]["services"] if "sidekiq" in settings["roles"] else []
+    return [wish for wish in services if wish["redis"] == str(instance)]
+
+
+@contextlib.contextmanager
+def _at_rest(instance: str) -> Iterator[list[str]]:
+    wishes, said = _working_with(instance), []
+    if not wishes:
+        yield said
+        return
+    stopped: list[_Replacement] = []
+    with _lock(sum(map(_budget, _settings()["sidekiq"]["services"]))):
+        try:
+            for wish in wishes:
+                _tidy(wish)
+                record = _record(wish, "rest")
+                for one in _look(wish):
+                    if one["process"] and one["stale"]:
+                        said.append(f"{one['unit']} stayed at work, because it is stale: {'; '.join(one['stale'])}")
+                    elif one["process"]:
+                        stopped.append(_rest(record, wish, one))
+                said += record["lossy"] + record["warnings"]
+            yield said
+        finally:
+            said += [_back_to_work(replacement) for replacement in stopped]
+
+
+def _rest(record: dict[str, Any], wish: dict[str, Any], one: dict[str, Any]) -> _Replacement:
+    replacement = _Replacement(record, wish, one)
+    replacement.check()
+    __salt__["sidekiq_units.guard_arm"](one["unit"], _LOCK)
+    try:
+        replacement.stop_only(wish["drain_timeout"])
+    except BaseException:
+        _back_to_work(replacement)
+        raise
+    return replacement
+
+
+def _back_to_work(replacement: _Replacement) -> str:
+    """A process that does not come up is systemd's to start again, and told."""
+    try:
+        replacement.rescue()
+    finally:
+        __salt__["sidekiq_units.guard_disarm"](replacement.unit)
+    (facts,) = __salt__["sidekiq_units.facts"]([replacement.unit])
+    if facts["active"] != "active":
+        return f"{replacement.unit} was drained and stopped, and does not work again: it is {facts['active']}"
+    return f"{replacement.unit} was drained before and works again, pid {facts['pid']}"
+
+
 # The procedure and its record
+
+
+def _record(wish: dict[str, Any], act: str) -> dict[str, Any]:
+    lists = {name: [] for name in ("steps", "processes", "warnings", "lossy")}
+    return {"service": wish["name"], "act": act, "result": False, "comment": "", **lists, "jobs": {}}
 
 
 @contextlib.contextmanager
@@ -1619,17 +1725,7 @@ def _procedure(wish: dict[str, Any], act: str) -> Iterator[dict[str, Any]]:
     One act on this host's services at a time, with a record of its steps. What fails inside is told by the record, so
     that it reaches the caller with the steps that were done; an error of the caller's is raised.
     """
-    record: dict[str, Any] = {
-        "service": wish["name"],
-        "act": act,
-        "result": False,
-        "comment": "",
-        "steps": [],
-        "processes": [],
-        "jobs": {},
-        "warnings": [],
-        "lossy": [],
-    }
+    record = _record(wish, act)
     try:
         with _step(record, "lock"):
             lock = _lock(sum(map(_budget, _settings()["sidekiq"]["services"])))

@@ -122,6 +122,8 @@ def running(name: str, restart: str = "when_needed", window: str = "") -> dict[s
         facts = __salt__["redis_server.status"](name)
         waits = _waits(restart, window)
         ret["changes"] = _running_changes(facts, waits)
+        if "restarted because" in ret["changes"] and facts["drains"]:
+            ret["changes"]["drained"] = __salt__["sidekiq.beside"](name)
         if __opts__["test"] and ret["changes"]:
             return _would(ret, f"{facts['unit']} would be {_running_reason(ret['changes'])}")
         trouble = _running_trouble(facts)
@@ -242,6 +244,8 @@ def _running_reason(changes: dict[str, Any]) -> str:
         reasons.append(f"left with {changes['build']['new']}, with no way back to {changes['build']['old']}")
     if "restarted because" in changes:
         reasons.append(f"restarted, because {changes['restarted because']['new']}")
+    if "drained" in changes:
+        reasons.append(f"with {', '.join(changes['drained'])} drained and stopped meanwhile")
     return ", ".join(reasons)
 
 

@@ -12,14 +12,22 @@ MIXED = [["SleepJob", [0.05]]] * 80 + [["SleepJob", [0.005]]] * 16 + [["FailJob"
   [["SleepJob", [4.0]], ["ChildJob", [2.0]]]
 count = 0
 
+# Redis may be away for a while.
+def insist
+  yield
+rescue StandardError
+  sleep 0.05
+  File.exist?("/tmp/load.stop") ? raise : retry
+end
+
 until File.exist?("/tmp/load.stop")
-  waiting = Sidekiq.redis { |redis| redis.llen("queue:default") }
+  waiting = insist { Sidekiq.redis { |redis| redis.llen("queue:default") } }
   [DEPTH - waiting, 0].max.times do
     kind, args = EVEN ? MIXED.first : MIXED[count % MIXED.size]
     args = [20.0] if !EVEN && count % 4000 == 3999
     jid = SecureRandom.hex(12)
-    Sidekiq.redis { |redis| redis.sadd("enqueued", [jid]) }
-    Sidekiq::Client.push("class" => Object.const_get(kind), "args" => args, "jid" => jid)
+    insist { Sidekiq.redis { |redis| redis.sadd("enqueued", [jid]) } }
+    insist { Sidekiq::Client.push("class" => Object.const_get(kind), "args" => args, "jid" => jid) }
     count += 1
   end
   sleep 0.05

@@ -297,7 +297,8 @@ def test_jobs_flow_on_while_redis_goes_over(sidekiq_hosts, old_build, tmp_path, 
         host.run(["touch", "/tmp/visitor.stop"])
         longest = float(visitor.communicate(timeout=30)[0])
         assert runs(host) == NEW
-    assert (verdict.missing, verdict.begun_again) == ([], 0)
+    assert (verdict.missing, verdict.begun_again) == ([], 0), run.states[SERVES]["comment"]
+    assert "sidekiq.service was drained before and works again" in run.states[SERVES]["comment"]
     assert int(app.redis(host, "exists", *(f"big:{number}" for number in range(0, keys, 1000)))) == keys // 1000
     log = host.run(["journalctl", "-u", "redis_6379", "-o", "cat", "--no-pager", "-n", "60"]).stdout
     loaded = [float(line.split()[-2]) for line in log.splitlines() if "DB loaded from" in line]
@@ -305,5 +306,7 @@ def test_jobs_flow_on_while_redis_goes_over(sidekiq_hosts, old_build, tmp_path, 
     print(f"{size}: {longest} s without Redis, {loaded[-1]} s of it to load; {run.states[SERVES]['duration'] / 1000:.1f} s in all")
     print(f"{verdict.enqueued} jobs, {len(verdict.missing)} missing, {verdict.begun_again} begun again")
     apply_locally(host).assert_unchanged()
+    app.redis(host, "bgrewriteaof") if appendonly else app.redis(host, "save")
+    wait_for(lambda: "aof_rewrite_in_progress:0" in app.redis(host, "info", "persistence"), 60, "the AOF")
     wish(OLD)
     assert "is too old for the data" in apply_locally(host).failed[MAY] and runs(host) == NEW

@@ -36,7 +36,7 @@ def redis_server(load):
         return answer if isinstance(answer, dict) else {"retcode": 0, "stdout": answer, "stderr": ""}
 
     module.redis = {"instances": [INSTANCE], "prefix": "/opt/redis", "group": "root", "service_manager": "systemd"}
-    module.redis |= {"flavor": "redis", "version": "7.0.15", "source_hash": "", "build": {"malloc": "libc", "tls": False}}
+    module.redis |= {"drain_sidekiq": True, "flavor": "redis", "version": "7.0.15", "source_hash": "", "build": {"malloc": "libc", "tls": False}}
     module.drift = {"directives": {}, "unasked": ""}
     module.__salt__ = {
         "cmd.run_all": run_all,

@@ -386,6 +386,7 @@ def test_defaults(settle):
             "service_manager": "systemd",
             "restart": "when_needed",
             "restart_window": None,
+            "drain_sidekiq": True,
             "purge_data": False,
             "backup": {"enabled": False, "keep": 7, "at": "daily", "delay": 3600, "dir": "/var/backups/redis"},
             "instances": [

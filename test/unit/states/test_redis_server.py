@@ -9,7 +9,7 @@ from salt.exceptions import CommandExecutionError, SaltInvocationError
 def facts(**more):
     found = {"unit": "redis_6379", "loaded": True, "enabled": True, "active": "active", "pid": 10, "stale": []}
     found |= {"needs_reload": False, "info": {"process_id": more.get("pid", 10)}, "info_error": "", "unfollowed": ""}
-    found |= {"build": "8.0.6-new", "under_way": ""}
+    found |= {"build": "8.0.6-new", "under_way": "", "drains": False}
     return found | more
 
 
@@ -139,6 +139,16 @@ def test_a_restart_that_is_left_to_a_person_is_a_warning_and_no_change(state, ne
     for ret in (state.running("6379", restart="never"), state.mod_watch("6379", restart="never")):
         assert (ret["result"], ret["changes"], acts(state)) == (True, {}, [])
         assert why in ret["comment"] and [why in line for line in ret["warnings"]] == [True]
+
+
+@pytest.mark.parametrize("test", [False, True])
+def test_workers_that_will_be_drained_are_told(state, test):
+    state.__opts__["test"] = test
+    state.answers |= {"status": [facts(stale=["changed: /c"], drains=True), GOOD], "beside": [["sidekiq.service"]]}
+    ret = state.running("6379")
+    assert ret["changes"]["drained"] == ["sidekiq.service"] and acts(state) == ([] if test else ["restart"])
+    if test:
+        assert "restarted, because changed: /c, with sidekiq.service drained and stopped meanwhile" in ret["comment"]
 
 
 @pytest.mark.parametrize("test", [False, True])
