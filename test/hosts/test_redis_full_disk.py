@@ -9,7 +9,7 @@ from test.hosts.harness.host import Host
 from test.hosts.lab import apply_locally, wait_for
 from test.hosts.redis_lab import CONFIG, LIVE, SERVES, changed, configure, fill, pid
 
-BUILD = "Redis 7.0.15 is built and in place"
+BUILD = "Redis 7.0.15 is built"
 
 
 @contextlib.contextmanager
