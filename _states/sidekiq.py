@@ -175,21 +175,21 @@ def sudoers(
     ret = _ret(name)
     try:
         commands = commands or []
-        text = __salt__["sidekiq.sudoers_text"](user, units, verbs, commands)
-        __salt__["sidekiq.commands_validate"](commands)
+        text = __salt__["sidekiq_sudo.sudoers_text"](user, units, verbs, commands)
+        __salt__["sidekiq_sudo.commands_validate"](commands)
         ret["changes"] = _sudoers_changes(name, text)
         if ret["changes"] and __opts__["test"]:
-            if not __salt__["sidekiq.sudo_installed"]():
+            if not __salt__["sidekiq_sudo.sudo_installed"]():
                 return _would(ret, f"{name} would be written; visudo has its say once sudo is installed")
-            __salt__["sidekiq.sudoers_validate"](text, name)
+            __salt__["sidekiq_sudo.sudoers_validate"](text, name)
             return _would(ret, f"{name} would be written; visudo accepts it, alone and with the whole policy")
         if ret["changes"]:
-            __salt__["sidekiq.sudoers_write"](name, user, units, verbs, commands)
+            __salt__["sidekiq_sudo.sudoers_write"](name, user, units, verbs, commands)
             left = _sudoers_changes(name, text)
             if left:
                 return _failed(ret, f"{name} was written and still differs in {', '.join(sorted(left))}")
             return _changed(ret, f"{name} was written; sudo allows {user} these commands and none of their neighbours")
-        check = __salt__["sidekiq.sudo_check"](user, units, verbs, commands)
+        check = __salt__["sidekiq_sudo.sudo_check"](user, units, verbs, commands)
         if check["missing"] or check["beyond"]:
             return _failed(ret, _sudo_sentence(name, check))
         return _same(ret, f"sudo allows {user} what {name} says and nothing else")
@@ -220,7 +220,7 @@ def sudoers_absent(name: str) -> dict[str, Any]:
         ret["changes"] = {"removed": name}
         if __opts__["test"]:
             return _would(ret, f"{name} would be removed")
-        __salt__["sidekiq.sudoers_remove"](name)
+        __salt__["sidekiq_sudo.sudoers_remove"](name)
         if __salt__["sidekiq.file_facts"](name):
             return _failed(ret, f"{name} was removed and is there again")
         return _changed(ret, f"{name} was removed")

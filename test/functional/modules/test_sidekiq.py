@@ -9,13 +9,26 @@ import pytest
 from salt.exceptions import SaltInvocationError
 
 
-def test_all_public_functions_are_loaded_and_documented(modules):
-    documentation = modules.sys.doc("sidekiq")
-    names = {name.partition(".")[2] for name in documentation}
-    assert {"status", "processes", "start", "stop", "restart", "sudoers_text", "sudoers_validate", "sudo_check"} <= names
+SUDO = {"sudoers_text", "sudoers_validate", "sudoers_write", "sudoers_remove", "sudo_check"}
+
+
+@pytest.mark.parametrize(
+    ("module", "functions"),
+    [("sidekiq", {"status", "processes", "start", "stop", "restart"} | SUDO), ("sidekiq_sudo", SUDO)],
+)
+def test_all_public_functions_are_loaded_and_documented(modules, module, functions):
+    documentation = modules.sys.doc(module)
+    assert functions <= {name.partition(".")[2] for name in documentation}
     for name, text in documentation.items():
         assert "CLI Example:" in text, name
         assert f"salt '*' {name}" in text, name
+
+
+def test_what_is_about_sudo_is_known_by_both_names(modules):
+    wish = ("deploy", ["sidekiq"], ["restart"])
+    assert modules.sidekiq.sudoers_text(*wish) == modules.sidekiq_sudo.sudoers_text(*wish)
+    with pytest.raises(SaltInvocationError, match="sudo would ignore"):
+        modules.sidekiq.sudoers_validate("", "/etc/sudoers.d/a.b")
 
 
 def test_services_come_from_the_settings(modules):

@@ -182,7 +182,7 @@ def test_no_state_raises(state, error):
         [
             "sidekiq.status",
             "sidekiq.environment_diff",
-            "sidekiq.sudoers_text",
+            "sidekiq_sudo.sudoers_text",
             "sidekiq.file_facts",
             "sidekiq.folder_entries",
             "sidekiq.event_commands",
@@ -284,14 +284,14 @@ def sudo(state):
     sudo = Sudo()
     sudo.right = right
     state.__salt__ = {
-        "sidekiq.sudo_installed": lambda: sudo.installed,
-        "sidekiq.sudoers_text": lambda user, units, verbs, commands: right["text"],
-        "sidekiq.commands_validate": sudo.validate_commands,
+        "sidekiq_sudo.sudo_installed": lambda: sudo.installed,
+        "sidekiq_sudo.sudoers_text": lambda user, units, verbs, commands: right["text"],
+        "sidekiq_sudo.commands_validate": sudo.validate_commands,
         "sidekiq.file_facts": lambda name: sudo.file,
         "sidekiq.text_diff": lambda old, new: f"{old}->{new}",
-        "sidekiq.sudoers_validate": sudo.validate,
-        "sidekiq.sudoers_write": sudo.write,
-        "sidekiq.sudo_check": lambda user, units, verbs, commands: sudo.check,
+        "sidekiq_sudo.sudoers_validate": sudo.validate,
+        "sidekiq_sudo.sudoers_write": sudo.write,
+        "sidekiq_sudo.sudo_check": lambda user, units, verbs, commands: sudo.check,
     }
     return sudo
 
@@ -385,7 +385,7 @@ def test_a_command_that_does_not_go_is_told(state):
 def test_sudoers_absent(state, test):
     state.__opts__["test"] = test
     files = {"/etc/sudoers.d/x": {"text": ""}}
-    state.__salt__ = {"sidekiq.file_facts": lambda name: files.get(name, {}), "sidekiq.sudoers_remove": files.pop}
+    state.__salt__ = {"sidekiq.file_facts": lambda name: files.get(name, {}), "sidekiq_sudo.sudoers_remove": files.pop}
     ret = state.sudoers_absent("/etc/sudoers.d/x")
     assert ret["result"] is (None if test else True)
     assert ret["changes"] == {"removed": "/etc/sudoers.d/x"}

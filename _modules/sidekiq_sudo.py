@@ -1,0 +1,518 @@
+"""
+sudo: let the deploy user restart Sidekiq, send his apps' deploy events and nothing else, and prove that it is so.
+
+Lines of sudoers are built from intent (who, which verbs, which units, which commands), never from text. They are
+checked alone and with the whole policy in a private copy before they land, and sudo is asked after.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import re
+import stat
+import tempfile
+from typing import TYPE_CHECKING, Any
+
+import salt.utils.path
+from salt.exceptions import CommandExecutionError, SaltInvocationError
+
+if TYPE_CHECKING:
+    __salt__: dict[str, Any] = {}
+
+# The words that a deploy user may say to systemctl. `reload` is not among them: a quieted Sidekiq never works again
+# until it is restarted, so a reload that only quiets leaves a dead consumer (sidekiq issue 4523). `status`, `show` and
+# `edit` open a pager or an editor as root; looking needs no root.
+VERBS = ("restart", "start", "stop")
+
+_UNIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9@_-]*")
+# A name that begins with a capital could be read as an alias, `%`, `#` and `+` as a group, an id, a netgroup.
+_USER_NAME = re.compile(r"[a-z_][a-z0-9_-]*(\.[a-z0-9_-]+)*")
+# No word of sudo's, and nothing that a pattern, a list or an escape begins with.
+_COMMAND = re.compile(r"(/[A-Za-z0-9_][A-Za-z0-9_.+-]*)+")
+_SUDOERS_FILE = re.compile(r"[A-Za-z0-9_-]+")
+_INCLUDE = re.compile(r'^\s*[@#](include|includedir)\s+(?:"([^"]+)"|((?:\\.|[^\s"\\])+))\s*$')
+
+
+def sudoers_text(user: str, units: list[str], verbs: list[str], commands: list[str] | None = None) -> str:
+    """
+    The sudoers file that lets a user say these verbs about these units to systemctl, and run these commands, without a
+    password.
+
+    Each line is a whole command: absolute path as it is on this host, all arguments, both spellings of the unit.
+    sudo compares arguments as text, so `restart sidekiq` does not cover `restart sidekiq.service` (sudoers(5)). NOEXEC,
+    because on a terminal systemctl starts systemd-tty-ask-password-agent, as root: with it systemctl prints one line
+    about that and does its work all the same, and no pager or editor can ever come out of these commands. What is in
+    ``commands`` is allowed without arguments only, may start programs of its own, and takes no variable of the caller.
+
+    user
+        Login name.
+    units
+        Units, with or without ``.service``; may be empty if there are commands.
+    verbs
+        Some of restart, start, stop.
+    commands
+        Absolute paths of commands; default: none.
+
+    Returns the text. Raises SaltInvocationError for anything that sudo could read as more than a plain name.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' sidekiq_sudo.sudoers_text deploy '["sidekiq"]' '["restart"]'
+    """
+    lines = [
+        "# Managed by Salt (formula redis_sidekiq): changes made here are undone by the next run.",
+        f"# What {user} may run as root without a password: these commands to the letter.",
+    ]
+    lines += [
+        f"{user} ALL=(root) NOPASSWD: {_tags(argv)} {_spelt(argv)}" for argv in _granted(user, units, verbs, commands)
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def sudoers_validate(text: str, name: str) -> None:
+    """
+    Check a sudoers file before it lands: its name, its own syntax, and the whole policy with it in place.
+
+    Nothing below /etc is touched: the whole policy is checked in a private copy.
+
+    text
+        The file's text.
+    name
+        Path that it is for, such as ``/etc/sudoers.d/sidekiq-deploy``.
+
+    Returns None. Raises SaltInvocationError for a name that sudo would ignore, CommandExecutionError with visudo's own
+    words otherwise; when another file breaks the policy, it is named.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' sidekiq_sudo.sudoers_validate "deploy ALL=(root) NOPASSWD: /usr/bin/true" /etc/sudoers.d/sidekiq-deploy
+    """
+    if not os.path.isabs(name) or not _SUDOERS_FILE.fullmatch(os.path.basename(name)):
+        raise SaltInvocationError(
+            f"sudo would ignore {name}: in its folder it skips names with a dot or a tilde (sudoers(5)); "
+            "use an absolute path that ends in letters, digits, - and _ only"
+        )
+    visudo = _tool("visudo", "sudo")
+    # TMPDIR may belong to anybody; a folder made by mkdtemp is 0700 and root's.
+    with tempfile.TemporaryDirectory(prefix="sudoers-") as folder:
+        os.mkdir(os.path.join(folder, "candidate"))
+        candidate = os.path.join(folder, "candidate", os.path.basename(name))
+        _write(candidate, text, 0o440)
+        alone = _visudo(visudo, candidate, strict=True)
+        if alone:
+            raise CommandExecutionError(f"visudo refuses the text for {name}: {alone.replace(candidate, name)}")
+        copies = _copy_policy(folder, candidate, name)
+        whole = _visudo(visudo, os.path.join(folder, "policy", "0"))
+        if whole:
+            raise CommandExecutionError(_whole_policy_sentence(whole, copies, name))
+
+
+def sudoers_write(name: str, user: str, units: list[str], verbs: list[str], commands: list[str] | None = None) -> None:
+    """
+    Put the deploy user's sudoers file in place: validated before, proven with sudo after, taken back if not as meant.
+
+    name
+        Path of the file, such as ``/etc/sudoers.d/sidekiq-deploy``.
+    user, units, verbs, commands
+        See :func:`sudoers_text`.
+
+    Returns None. Raises SaltInvocationError or CommandExecutionError; the file is then as it was before.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' sidekiq_sudo.sudoers_write /etc/sudoers.d/sidekiq-deploy deploy '["sidekiq"]' '["restart"]'
+    """
+    text = sudoers_text(user, units, verbs, commands)
+    commands_validate(commands or [])
+    sudoers_validate(text, name)
+    before = __salt__["sidekiq.file_facts"](name)
+    _write(name, text, 0o440)
+    wrong = _sudo_proof(user, units, verbs, commands or [])
+    if not wrong:
+        return
+    if before:
+        _write(name, before["text"], int(before["mode"], 8))
+    else:
+        os.unlink(name)
+    raise CommandExecutionError(
+        f"sudo did not take {name} as meant, so the file is as it was before: " + "; ".join(wrong)
+    )
+
+
+def commands_validate(commands: list[str]) -> None:
+    """
+    Check that nobody but root can change what these commands do: the files and the folders on their way are root's, no
+    links, and not writable by a group or by others. What is not there yet is passed over.
+
+    commands
+        Absolute paths.
+
+    Returns None. Raises SaltInvocationError for a path that sudo could read as more than one plain file,
+    CommandExecutionError that names each file or folder and says what is wrong with it.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' sidekiq_sudo.commands_validate '["/usr/local/sbin/sidekiq-deployed-shop"]'
+    """
+    places = [place for path in commands for place in _way_to(path)]
+    wrong = [f"{place} {reason}" for place in dict.fromkeys(places) if (reason := _not_roots_alone(place))]
+    if wrong:
+        raise CommandExecutionError(f"No command is allowed that others than root could change: {'; '.join(wrong)}")
+
+
+def sudoers_remove(name: str) -> None:
+    """
+    Take a sudoers file away.
+
+    name
+        Path of the file; one that is not there is fine.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' sidekiq_sudo.sudoers_remove /etc/sudoers.d/sidekiq-deploy
+    """
+    try:
+        os.unlink(name)
+    except FileNotFoundError:
+        pass
+    except OSError as err:
+        raise CommandExecutionError(f"Cannot remove {name}: {err.strerror}") from err
+
+
+def sudo_installed() -> bool:
+    """
+    Whether this host has sudo and its checker, visudo.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' sidekiq_sudo.sudo_installed
+    """
+    return bool(salt.utils.path.which("sudo") and salt.utils.path.which("visudo"))
+
+
+def sudo_check(
+    user: str, units: list[str] | None = None, verbs: list[str] | None = None, commands: list[str] | None = None
+) -> dict[str, Any]:
+    """
+    What a user may do by sudo, in sudo's own words, beside what the formula means him to do.
+
+    user
+        Login name.
+    units
+        Units that he is meant to act on; default: the Sidekiq units of the settings.
+    verbs
+        Verbs that he is meant to say; default: those of the settings.
+    commands
+        Commands that he is meant to run without arguments; default: those of the settings.
+
+    Returns ``user``, ``rules`` (list of ``{runas, tags, command}``), ``missing`` (commands meant for him that sudo does
+    not allow without a password), ``beyond`` (rules that allow something else). One process: ``sudo -l -U USER``.
+
+    Raises CommandExecutionError when sudo is not there or does not know the user.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' sidekiq_sudo.sudo_check deploy
+    """
+    if units is None or verbs is None or commands is None:
+        deploy = __salt__["redis_sidekiq.settings"]()["deploy"]
+        units = deploy["units"] if units is None else units
+        verbs = deploy["verbs"] if verbs is None else verbs
+        commands = deploy["commands"] if commands is None else commands
+    meant = [_spelt(argv) for argv in _granted(user, units, verbs, commands)]
+    rules = _sudo_rules(user)
+    free = {rule["command"] for rule in rules if rule["runas"] == "root" and "NOPASSWD" in rule["tags"]}
+    return {
+        "user": user,
+        "rules": rules,
+        "missing": [command for command in meant if command not in free],
+        "beyond": [rule for rule in rules if rule["command"] not in meant or rule["runas"] != "root"],
+    }
+
+
+# --- below: how it is done -------------------------------------------------------------------------------------------
+
+# sudoers
+
+
+def _granted(user: str, units: list[str], verbs: list[str], commands: list[str] | None) -> list[list[str]]:
+    """What to grant, each as argv, commands of one word last; from intent only, so that nothing needs an escape."""
+    if not _USER_NAME.fullmatch(user) or user == "root":
+        raise SaltInvocationError(f"{user!r} cannot be granted a command: give a plain login name in lower case")
+    for path in commands or []:
+        _way_to(path)
+    if not units and not commands:
+        raise SaltInvocationError("There is no unit to grant: name one, or leave the sudoers file out")
+    return [*(_granted_units(units, verbs) if units else []), *([path] for path in commands or [])]
+
+
+def _granted_units(units: list[str], verbs: list[str]) -> list[list[str]]:
+    wrong = [verb for verb in verbs if verb not in VERBS]
+    if wrong or not verbs:
+        raise SaltInvocationError(f"Only these verbs can be granted: {', '.join(VERBS)}; found {wrong or 'none'}")
+    names = [unit.removesuffix(".service") for unit in units]
+    for name in names:
+        if not _UNIT_NAME.fullmatch(name):
+            raise SaltInvocationError(f"{name!r} is no name of a unit that can be granted: letters, digits, @, - and _")
+    systemctl = os.path.realpath(_tool("systemctl", "systemd"))
+    return [[systemctl, verb, name + end] for name in names for verb in verbs for end in ("", ".service")]
+
+
+def _spelt(argv: list[str]) -> str:
+    """A command as sudoers has it and `sudo -l` shows it, where a path alone would mean: with any arguments."""
+    return " ".join(argv) if len(argv) > 1 else f'{argv[0]} ""'
+
+
+def _tags(argv: list[str]) -> str:
+    return "NOEXEC:" if len(argv) > 1 else "EXEC: NOSETENV:"
+
+
+def _way_to(path: str) -> list[str]:
+    """A command's file and each folder on its way, the root folder first."""
+    if not isinstance(path, str) or not _COMMAND.fullmatch(path):
+        raise SaltInvocationError(
+            f"{path!r} is no command that can be granted: an absolute path of letters, digits, _, -, + and ., without .."
+        )
+    words = path.split("/")
+    return ["/".join(words[:end]) or "/" for end in range(1, len(words) + 1)]
+
+
+def _not_roots_alone(place: str) -> str:
+    """Why somebody but root could put something else at this place; empty when nobody could, or nothing is there."""
+    try:
+        info = os.lstat(place)
+    except FileNotFoundError:
+        return ""
+    except OSError as err:
+        raise CommandExecutionError(f"Cannot look at {place}: {err.strerror}") from err
+    if stat.S_ISLNK(info.st_mode):
+        return "is a link; name what it leads to"
+    if info.st_uid != 0:
+        return f"belongs to user {_user_name(info.st_uid)}; make it root's"
+    if info.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return f"can be written by others than root; `chmod go-w {place}`"
+    return ""
+
+
+def _user_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _visudo(visudo: str, path: str, strict: bool = False) -> str:
+    """visudo's complaint about a file and what it includes; empty when it has none."""
+    argv = [visudo, "-c", *(["-s"] if strict else []), "-f", path]
+    answer = __salt__["cmd.run_all"](
+        argv, python_shell=False, env={"LC_ALL": "C", "LANGUAGE": "C"}, ignore_retcode=True
+    )
+    if answer["retcode"] == 0:
+        return ""
+    return (answer["stderr"] or answer["stdout"] or f"visudo ended with {answer['retcode']}").strip()
+
+
+def _copy_policy(folder: str, candidate: str, name: str, root: str = "/etc/sudoers") -> dict[str, str]:
+    """
+    The whole policy as sudo would read it, with the candidate in place, as plain files 0, 1, 2... below ``policy``.
+    Returns copy -> original. Include directives are resolved as sudoers(5) says: a relative path is beside the file
+    that names it, %h is the short hostname, a folder's files come in lexical order.
+    """
+    policy = os.path.join(folder, "policy")
+    os.mkdir(policy, 0o700)
+    copies: dict[str, str] = {}
+
+    def copy(original: str, source: str) -> str:
+        target = os.path.join(policy, str(len(copies)))
+        copies[target] = original
+        if len(copies) > 128:
+            raise CommandExecutionError(f"The sudo policy includes more than 128 files, a loop perhaps, at {original}")
+        try:
+            with open(source, encoding="utf-8", errors="surrogateescape", newline="") as handle:
+                lines = handle.read().splitlines(keepends=True)
+        except FileNotFoundError:
+            raise CommandExecutionError(f"The sudo policy has no {original}: install the package sudo first") from None
+        with open(target, "x", encoding="utf-8", errors="surrogateescape", newline="") as handle:
+            for line in lines:
+                handle.write(rewrite(line, original))
+        os.chmod(target, 0o440)
+        return target
+
+    def rewrite(line: str, original: str) -> str:
+        match = _INCLUDE.match(line)
+        if not match:
+            return line
+        kind, path = match[1], match[2] or re.sub(r"\\(.)", r"\1", match[3])
+        path = os.path.join(os.path.dirname(original), path.replace("%h", os.uname().nodename.split(".")[0]))
+        if kind == "include":
+            return f"@include {copy(path, candidate if path == name else path)}\n"
+        # Line numbers in visudo's words count from the included file, so that one line may become many.
+        return "".join(f"@include {copy(one, candidate if one == name else one)}\n" for one in included(path)) or "\n"
+
+    def included(path: str) -> list[str]:
+        files = {os.path.join(path, entry) for entry in (os.listdir(path) if os.path.isdir(path) else [])}
+        if os.path.normpath(path) == os.path.dirname(name):
+            files = {one for one in files if os.path.basename(one) != os.path.basename(name)} | {name}
+        kept = [one for one in files if "." not in os.path.basename(one) and not one.endswith("~")]
+        return sorted(one for one in kept if one == name or os.path.isfile(one))
+
+    copy(root, root)
+    if name not in copies.values():
+        raise CommandExecutionError(
+            f"sudo would never read {name}: {root} includes no folder {os.path.dirname(name)}; "
+            f"add the line `@includedir {os.path.dirname(name)}` to it"
+        )
+    return copies
+
+
+def _whole_policy_sentence(complaint: str, copies: dict[str, str], name: str) -> str:
+    """visudo's words with the real paths, led by the file that is to blame."""
+    guilty = [copies[path] for path in copies if re.search(re.escape(path) + r"(?![0-9])", complaint)]
+    for path in sorted(copies, key=len, reverse=True):
+        complaint = re.sub(re.escape(path) + r"(?![0-9])", copies[path], complaint)
+    others = [path for path in guilty if path != name]
+    if others:
+        return (
+            f"The sudo policy is broken by {', '.join(others)}, not by {name}, which was therefore left as it is; "
+            f"mend that first: {complaint}"
+        )
+    return f"The sudo policy would break with {name}, which was therefore left as it is: {complaint}"
+
+
+def _sudo_rules(user: str) -> list[dict[str, Any]]:
+    argv = [_tool("sudo", "sudo"), "-n", "-l", "-U", user]
+    answer = __salt__["cmd.run_all"](
+        argv, python_shell=False, env={"LC_ALL": "C", "LANGUAGE": "C"}, ignore_retcode=True
+    )
+    if answer["retcode"] != 0 and "is not allowed to run sudo" not in answer["stdout"]:
+        raise CommandExecutionError(f"sudo does not answer about {user}: {answer['stderr'] or answer['stdout']}")
+    return _read_sudo_rules(answer["stdout"])
+
+
+def _read_sudo_rules(text: str) -> list[dict[str, Any]]:
+    """
+    The rules in what ``sudo -l -U USER`` prints: lines such as ``    (root) NOPASSWD: /a b, /c d``. A tag holds for
+    the commands after it until another one takes it back; a comma within a command is escaped.
+    """
+    rules = []
+    for line in re.split(r"^User .* may run the following commands on .*:$", text, flags=re.MULTILINE)[1:]:
+        for rule in line.splitlines():
+            match = re.fullmatch(r"\s+\(([^)]*)\)\s+(.*)", rule)
+            if match:
+                rules += _read_sudo_rule(match[1], match[2])
+    return rules
+
+
+def _read_sudo_rule(runas: str, commands: str) -> list[dict[str, Any]]:
+    tags: list[str] = []
+    rules = []
+    for command in re.split(r"(?<!\\),\s+", commands):
+        while match := re.match(r"([A-Z_]+):\s+", command):
+            tags = [tag for tag in tags if tag not in (match[1], "NO" + match[1]) and "NO" + tag != match[1]]
+            tags.append(match[1])
+            command = command[match.end() :]
+        rules.append({"runas": runas, "tags": list(tags), "command": command})
+    return rules
+
+
+def _sudo_proof(user: str, units: list[str], verbs: list[str], commands: list[str]) -> list[str]:
+    """What sudo says against the intent; empty when it allows each command that was granted and no neighbour."""
+    try:
+        pwd.getpwnam(user)
+    except KeyError:
+        return [f"there is no user {user}: make it, or set redis_sidekiq:deploy:create_user"]
+    granted = _granted(user, units, verbs, commands)
+    check = sudo_check(user, units, verbs, commands)
+    wrong = [f"{command} is not allowed without a password" for command in check["missing"]]
+    wrong += [f"another rule allows ({rule['runas']}) {rule['command']}" for rule in check["beyond"]]
+    wrong += [f"{' '.join(argv)} is refused" for argv in granted if not _sudo_allows(user, argv)]
+    wrong += [f"{' '.join(argv)} is allowed too" for argv in _neighbours(granted) if _sudo_allows(user, argv)]
+    return wrong
+
+
+def _neighbours(granted: list[list[str]]) -> list[list[str]]:
+    """Commands next to the granted ones that nobody granted."""
+    found = [["/bin/sh"]]
+    for argv in granted:
+        if len(argv) == 1:
+            found += [[*argv, "x"], [*argv, ""], [argv[0] + "-other"]]
+    if len(granted[0]) > 1:
+        systemctl, verb, unit = granted[0]
+        found += [
+            [systemctl],
+            [systemctl, verb],
+            [systemctl, verb, "ssh"],
+            [systemctl, verb, unit, "ssh"],
+            [systemctl, verb, "--no-block", unit],
+            [systemctl, verb, unit + "-other"],
+            [systemctl, "status", unit],
+            [systemctl, "edit", unit],
+        ]
+    return found
+
+
+def _sudo_allows(user: str, argv: list[str]) -> bool:
+    answer = __salt__["cmd.run_all"](
+        [_tool("sudo", "sudo"), "-n", "-l", "-U", user, "--", *argv],
+        python_shell=False,
+        env={"LC_ALL": "C", "LANGUAGE": "C"},
+        ignore_retcode=True,
+    )
+    return answer["retcode"] == 0
+
+
+# Files
+
+
+def _tool(name: str, package: str) -> str:
+    found = salt.utils.path.which(name)
+    if not found:
+        raise CommandExecutionError(f"{name} is not on this host: install the package {package} first")
+    return found
+
+
+def _write(name: str, text: str, mode: int) -> None:
+    """
+    A whole file or none: written beside its place, on the disk before it takes the place. The name in between has a
+    dot, so that sudo would skip it; one that a dead run left behind is replaced by the next.
+    """
+    folder, base = os.path.split(name)
+    draft = os.path.join(folder, f".{base}.new")
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(draft)
+        handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        with open(handle, "w", encoding="utf-8", newline="") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fchown(handle, 0, 0)
+            os.fchmod(handle, mode)
+            os.fsync(handle)
+        os.replace(draft, name)
+        _sync_folder(folder)
+    except OSError as err:
+        raise CommandExecutionError(f"Cannot write {name}: {err.strerror}") from err
+
+
+def _sync_folder(folder: str) -> None:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
