@@ -589,6 +589,18 @@ DEPLOY = Section(
             "boolean", True, "Make him if he does not exist. Off where another formula makes users."
         ),
         "home": Setting("own folder or empty", "", "His home; empty: `/home/USER`.", example="/srv/deploy"),
+        "group": Setting(
+            "user or empty",
+            "",
+            "A group whose members may do the same by sudo, people who deploy by hand perhaps; it must exist.",
+            example="ops",
+        ),
+        "strict": Setting(
+            "boolean",
+            False,
+            "Fail, not only warn, when he could become root by another way that can be seen, such as a unit that he may "
+            "write ([docs/sudo.md](../sudo.md)).",
+        ),
         "verbs": Setting(
             "list of choice",
             list(VERBS),
@@ -2105,6 +2117,10 @@ def _users_exist(wish, problems):
         problems.add(
             f"{D}:user", f"found {deploy['user']!r}, who does not exist; make him first, or set create_user: true"
         )
+    if deploy["group"] and deploy["group"] not in made and not _exists(grp.getgrnam, deploy["group"]):
+        problems.add(
+            f"{D}:group", f"found {deploy['group']!r}, which does not exist; make this group first, or leave it empty"
+        )
     for name, service in services.items():
         path = f"{S}:services:{name}"
         user, group = service["user"], service["group"]
@@ -2623,8 +2639,8 @@ def _firewall_rules(wish) -> list[dict[str, str]]:
 
 def _deploy(wish) -> dict[str, Any]:
     """
-    ``user``, ``create_user``, ``home``, ``verbs``, ``sudoers`` (a path), ``units`` that he may act on, and for the role
-    deploy ``apps``, ``events`` (see :func:`_event`), ``commands`` that send them (paths) and ``salt_call`` (a path).
+    ``user``, ``create_user``, ``home``, ``group`` (or empty), ``strict``, ``verbs``, ``sudoers`` (a path), ``units``
+    that he may act on, and for the role deploy ``apps``, ``events`` (see :func:`_event`), ``commands`` that send them (paths) and ``salt_call`` (a path).
     """
     deploy, roles, services = wish["deploy"], wish["roles"], wish["sidekiq"]["services"]
     events = [_event(app) for app in deploy["apps"]] if "deploy" in roles else []

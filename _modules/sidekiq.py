@@ -555,12 +555,14 @@ def environment_write(name: str, service: str) -> None:
 # What sudo lets the deploy user do -----------------------------------------------------------------------------------
 
 
-def sudoers_text(user: str, units: list[str], verbs: list[str], commands: list[str] | None = None) -> str:
+def sudoers_text(
+    user: str, units: list[str], verbs: list[str], commands: list[str] | None = None, group: str = ""
+) -> str:
     """
     The sudoers file for a user, see :func:`sidekiq_sudo.sudoers_text`.
 
-    user, units, verbs, commands
-        Whom, which units, what he may tell systemctl about them, and what he may run.
+    user, units, verbs, commands, group
+        Whom, which units, what he may tell systemctl about them, what he may run, and who else may.
 
     CLI Example:
 
@@ -568,7 +570,7 @@ def sudoers_text(user: str, units: list[str], verbs: list[str], commands: list[s
 
         salt '*' sidekiq.sudoers_text deploy '["sidekiq"]' '["restart"]'
     """
-    return __salt__["sidekiq_sudo.sudoers_text"](user, units, verbs, commands)
+    return __salt__["sidekiq_sudo.sudoers_text"](user, units, verbs, commands, group)
 
 
 def sudoers_validate(text: str, name: str) -> None:
@@ -589,13 +591,15 @@ def sudoers_validate(text: str, name: str) -> None:
     __salt__["sidekiq_sudo.sudoers_validate"](text, name)
 
 
-def sudoers_write(name: str, user: str, units: list[str], verbs: list[str], commands: list[str] | None = None) -> None:
+def sudoers_write(
+    name: str, user: str, units: list[str], verbs: list[str], commands: list[str] | None = None, group: str = ""
+) -> None:
     """
     Put a user's sudoers file in place and prove it, see :func:`sidekiq_sudo.sudoers_write`.
 
     name
         Path of the file.
-    user, units, verbs, commands
+    user, units, verbs, commands, group
         See :func:`sudoers_text`.
 
     CLI Example:
@@ -604,7 +608,7 @@ def sudoers_write(name: str, user: str, units: list[str], verbs: list[str], comm
 
         salt '*' sidekiq.sudoers_write /etc/sudoers.d/sidekiq-deploy deploy '["sidekiq"]' '["restart"]'
     """
-    __salt__["sidekiq_sudo.sudoers_write"](name, user, units, verbs, commands)
+    __salt__["sidekiq_sudo.sudoers_write"](name, user, units, verbs, commands, group)
 
 
 def sudoers_remove(name: str) -> None:
@@ -627,7 +631,7 @@ def sudo_check(
     user: str, units: list[str] | None = None, verbs: list[str] | None = None, commands: list[str] | None = None
 ) -> dict[str, Any]:
     """
-    What a user may do by sudo, beside what he is meant to do, see :func:`sidekiq_sudo.sudo_check`.
+    What a user may do by sudo and what not, and which file says so, see :func:`sidekiq_sudo.sudo_check`.
 
     user, units, verbs, commands
         Whom, and what he is meant to do; default: what the settings say.
@@ -639,6 +643,24 @@ def sudo_check(
         salt '*' sidekiq.sudo_check deploy
     """
     return __salt__["sidekiq_sudo.sudo_check"](user, units, verbs, commands)
+
+
+def sudo_risks(
+    user: str, units: list[str] | None = None, commands: list[str] | None = None
+) -> list[dict[str, str]]:
+    """
+    The ways in which a user could gain more than sudo lets him do, see :func:`sidekiq_risks.find`.
+
+    user, units, commands
+        Whom, and what he is meant to act on and to run; default: what the settings say.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' sidekiq.sudo_risks deploy
+    """
+    return __salt__["sidekiq_risks.find"](user, units, commands)
 
 
 # The commands that send deploy events --------------------------------------------------------------------------------

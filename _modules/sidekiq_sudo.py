@@ -8,6 +8,8 @@ checked alone and with the whole policy in a private copy before they land, and 
 from __future__ import annotations
 
 import contextlib
+import grp
+import json
 import os
 import pwd
 import re
@@ -19,6 +21,8 @@ import salt.utils.path
 from salt.exceptions import CommandExecutionError, SaltInvocationError
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     __salt__: dict[str, Any] = {}
 
 # The words that a deploy user may say to systemctl. `reload` is not among them: a quieted Sidekiq never works again
@@ -31,11 +35,17 @@ _UNIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9@_-]*")
 _USER_NAME = re.compile(r"[a-z_][a-z0-9_-]*(\.[a-z0-9_-]+)*")
 # No word of sudo's, and nothing that a pattern, a list or an escape begins with.
 _COMMAND = re.compile(r"(/[A-Za-z0-9_][A-Za-z0-9_.+-]*)+")
+# A program that no host has: a rule about it marks a line in a copy of the policy.
+_MARK = "/redis_sidekiq/at"
 _SUDOERS_FILE = re.compile(r"[A-Za-z0-9_-]+")
+# How redis_sidekiq/deploy/sudoers.sls' files begin, by which they are known when their name has changed.
+_BEGINS = "# Managed by Salt (formula redis_sidekiq)"
 _INCLUDE = re.compile(r'^\s*[@#](include|includedir)\s+(?:"([^"]+)"|((?:\\.|[^\s"\\])+))\s*$')
 
 
-def sudoers_text(user: str, units: list[str], verbs: list[str], commands: list[str] | None = None) -> str:
+def sudoers_text(
+    user: str, units: list[str], verbs: list[str], commands: list[str] | None = None, group: str = ""
+) -> str:
     """
     The sudoers file that lets a user say these verbs about these units to systemctl, and run these commands, without a
     password.
@@ -54,6 +64,8 @@ def sudoers_text(user: str, units: list[str], verbs: list[str], commands: list[s
         Some of restart, start, stop.
     commands
         Absolute paths of commands; default: none.
+    group
+        A group whose members may do the same; default: none.
 
     Returns the text. Raises SaltInvocationError for anything that sudo could read as more than a plain name.
 
@@ -63,17 +75,41 @@ def sudoers_text(user: str, units: list[str], verbs: list[str], commands: list[s
 
         salt '*' sidekiq_sudo.sudoers_text deploy '["sidekiq"]' '["restart"]'
     """
+    granted = _granted(user, units, verbs, commands, group)
+    who = f"{user} and the members of {group}" if group else user
     lines = [
-        "# Managed by Salt (formula redis_sidekiq): changes made here are undone by the next run.",
-        f"# What {user} may run as root without a password: these commands to the letter.",
+        f"{_BEGINS}: changes made here are undone by the next run.",
+        f"# What {who} may run as root without a password: these commands to the letter.",
     ]
     lines += [
-        f"{user} ALL=(root) NOPASSWD: {_tags(argv)} {_spelt(argv)}" for argv in _granted(user, units, verbs, commands)
+        f"{name} ALL=(root) NOPASSWD: {_tags(argv)} {_spelt(argv)}"
+        for name in [user, *([f"%{group}"] if group else [])]
+        for argv in granted
     ]
     return "\n".join(lines) + "\n"
 
 
-def sudoers_validate(text: str, name: str) -> None:
+def sudoers_files(name: str) -> list[str]:
+    """
+    The sudoers files of this formula in a folder: by how they begin, so that one is found when its name has changed.
+
+    name
+        Path of the folder.
+
+    Returns their paths, sorted; files of others and links are never among them.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' sidekiq_sudo.sudoers_files /etc/sudoers.d
+    """
+    entries = __salt__["sidekiq.folder_entries"](name) or []
+    paths = [os.path.join(name, entry) for entry in entries if _SUDOERS_FILE.fullmatch(entry)]
+    return [path for path in paths if _begins(path, _BEGINS.encode())]
+
+
+def sudoers_validate(text: str, name: str, gone: Collection[str] = ()) -> None:
     """
     Check a sudoers file before it lands: its name, its own syntax, and the whole policy with it in place.
 
@@ -83,6 +119,8 @@ def sudoers_validate(text: str, name: str) -> None:
         The file's text.
     name
         Path that it is for, such as ``/etc/sudoers.d/sidekiq-deploy``.
+    gone
+        Paths of files that are removed when it lands; default: none.
 
     Returns None. Raises SaltInvocationError for a name that sudo would ignore, CommandExecutionError with visudo's own
     words otherwise; when another file breaks the policy, it is named.
@@ -107,22 +145,26 @@ def sudoers_validate(text: str, name: str) -> None:
         alone = _visudo(visudo, candidate, strict=True)
         if alone:
             raise CommandExecutionError(f"visudo refuses the text for {name}: {alone.replace(candidate, name)}")
-        copies = _copy_policy(folder, candidate, name)
+        copies = _copy_policy(folder, candidate, name, gone)
         whole = _visudo(visudo, os.path.join(folder, "policy", "0"))
         if whole:
             raise CommandExecutionError(_whole_policy_sentence(whole, copies, name))
 
 
-def sudoers_write(name: str, user: str, units: list[str], verbs: list[str], commands: list[str] | None = None) -> None:
+def sudoers_write(
+    name: str, user: str, units: list[str], verbs: list[str], commands: list[str] | None = None, group: str = ""
+) -> None:
     """
     Put the deploy user's sudoers file in place: validated before, proven with sudo after, taken back if not as meant.
 
+    Files of this formula with other names in the same folder go with it: what they allow was meant once.
+
     name
         Path of the file, such as ``/etc/sudoers.d/sidekiq-deploy``.
-    user, units, verbs, commands
+    user, units, verbs, commands, group
         See :func:`sudoers_text`.
 
-    Returns None. Raises SaltInvocationError or CommandExecutionError; the file is then as it was before.
+    Returns None. Raises SaltInvocationError or CommandExecutionError; the files are then as they were before.
 
     CLI Example:
 
@@ -130,18 +172,22 @@ def sudoers_write(name: str, user: str, units: list[str], verbs: list[str], comm
 
         salt '*' sidekiq_sudo.sudoers_write /etc/sudoers.d/sidekiq-deploy deploy '["sidekiq"]' '["restart"]'
     """
-    text = sudoers_text(user, units, verbs, commands)
+    text = sudoers_text(user, units, verbs, commands, group)
     commands_validate(commands or [])
-    sudoers_validate(text, name)
-    before = __salt__["sidekiq.file_facts"](name)
+    others = [path for path in sudoers_files(os.path.dirname(name)) if path != name]
+    sudoers_validate(text, name, others)
+    before = {path: __salt__["sidekiq.file_facts"](path) for path in [name, *others]}
     _write(name, text, 0o440)
-    wrong = _sudo_proof(user, units, verbs, commands or [])
+    for path in others:
+        sudoers_remove(path)
+    wrong = _sudo_proof(user, units, verbs, commands or [], group)
     if not wrong:
         return
-    if before:
-        _write(name, before["text"], int(before["mode"], 8))
-    else:
-        os.unlink(name)
+    for path, facts in before.items():
+        if facts:
+            _write(path, facts["text"], int(facts["mode"], 8))
+        else:
+            sudoers_remove(path)
     raise CommandExecutionError(
         f"sudo did not take {name} as meant, so the file is as it was before: " + "; ".join(wrong)
     )
@@ -205,7 +251,11 @@ def sudo_installed() -> bool:
 
 
 def sudo_check(
-    user: str, units: list[str] | None = None, verbs: list[str] | None = None, commands: list[str] | None = None
+    user: str,
+    units: list[str] | None = None,
+    verbs: list[str] | None = None,
+    commands: list[str] | None = None,
+    thorough: bool = True,
 ) -> dict[str, Any]:
     """
     What a user may do by sudo, in sudo's own words, beside what the formula means him to do.
@@ -218,9 +268,14 @@ def sudo_check(
         Verbs that he is meant to say; default: those of the settings.
     commands
         Commands that he is meant to run without arguments; default: those of the settings.
+    thorough
+        Also ask which file says so, and for each command and its neighbours (bool, default True). False: one process.
 
     Returns ``user``, ``rules`` (list of ``{runas, tags, command}``), ``missing`` (commands meant for him that sudo does
-    not allow without a password), ``beyond`` (rules that allow something else). One process: ``sudo -l -U USER``.
+    not allow without a password) and ``beyond`` (rules that allow something else). With ``thorough`` each rule also has
+    ``where``, a list of ``FILE:LINE`` (empty: no file says so, a directory service perhaps, or there is no cvtsudoers),
+    and the whole ``may`` and ``may_not``, what sudo answered for each command that is meant and for its neighbours:
+    other units and verbs, options, patterns, a shell.
 
     Raises CommandExecutionError when sudo is not there or does not know the user.
 
@@ -228,22 +283,46 @@ def sudo_check(
 
     .. code-block:: bash
 
-        salt '*' sidekiq_sudo.sudo_check deploy
+        salt '*' sidekiq.sudo_check deploy
     """
     if units is None or verbs is None or commands is None:
         deploy = __salt__["redis_sidekiq.settings"]()["deploy"]
         units = deploy["units"] if units is None else units
         verbs = deploy["verbs"] if verbs is None else verbs
         commands = deploy["commands"] if commands is None else commands
-    meant = [_spelt(argv) for argv in _granted(user, units, verbs, commands)]
+    _plain_name(user, "a plain login name in lower case")
+    granted = _granted(user, units, verbs, commands) if units or commands else []
+    meant = [_spelt(argv) for argv in granted]
     rules = _sudo_rules(user)
     free = {rule["command"] for rule in rules if rule["runas"] == "root" and "NOPASSWD" in rule["tags"]}
-    return {
+    result = {
         "user": user,
-        "rules": rules,
+        "rules": _with_places(user, rules) if thorough else rules,
         "missing": [command for command in meant if command not in free],
-        "beyond": [rule for rule in rules if rule["command"] not in meant or rule["runas"] != "root"],
     }
+    result["beyond"] = [rule for rule in result["rules"] if rule["command"] not in meant or rule["runas"] != "root"]
+    if thorough:
+        asked = {" ".join(argv): _sudo_allows(user, argv) for argv in [*granted, *_neighbours(granted)]}
+        result["may"] = [command for command, allowed in asked.items() if allowed]
+        result["may_not"] = [command for command, allowed in asked.items() if not allowed]
+    return result
+
+
+def rule_words(rule: dict[str, Any]) -> str:
+    """
+    A rule of :func:`sudo_check` in words.
+
+    rule
+        ``runas``, ``command`` and, if known, ``where``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' sidekiq_sudo.rule_words '{"runas": "ALL", "command": "ALL", "where": ["/etc/sudoers:47"]}'
+    """
+    places = f", by {', '.join(rule['where'])}" if rule.get("where") else ""
+    return f"({rule['runas']}) {rule['command']}{places}"
 
 
 # --- below: how it is done -------------------------------------------------------------------------------------------
@@ -251,15 +330,23 @@ def sudo_check(
 # sudoers
 
 
-def _granted(user: str, units: list[str], verbs: list[str], commands: list[str] | None) -> list[list[str]]:
+def _granted(
+    user: str, units: list[str], verbs: list[str], commands: list[str] | None, group: str = ""
+) -> list[list[str]]:
     """What to grant, each as argv, commands of one word last; from intent only, so that nothing needs an escape."""
-    if not _USER_NAME.fullmatch(user) or user == "root":
-        raise SaltInvocationError(f"{user!r} cannot be granted a command: give a plain login name in lower case")
+    _plain_name(user, "a plain login name in lower case")
+    if group:
+        _plain_name(group, "the plain name of a group, without %")
     for path in commands or []:
         _way_to(path)
     if not units and not commands:
         raise SaltInvocationError("There is no unit to grant: name one, or leave the sudoers file out")
     return [*(_granted_units(units, verbs) if units else []), *([path] for path in commands or [])]
+
+
+def _plain_name(name: str, wanted: str) -> None:
+    if not isinstance(name, str) or not _USER_NAME.fullmatch(name) or name == "root":
+        raise SaltInvocationError(f"{name!r} cannot be granted a command: give {wanted}")
 
 
 def _granted_units(units: list[str], verbs: list[str]) -> list[list[str]]:
@@ -328,18 +415,27 @@ def _visudo(visudo: str, path: str, strict: bool = False) -> str:
     return (answer["stderr"] or answer["stdout"] or f"visudo ended with {answer['retcode']}").strip()
 
 
-def _copy_policy(folder: str, candidate: str, name: str, root: str = "/etc/sudoers") -> dict[str, str]:
+def _copy_policy(
+    folder: str,
+    candidate: str = "",
+    name: str = "",
+    gone: Collection[str] = (),
+    mark: str = "",
+    root: str = "/etc/sudoers",
+) -> dict[str, str]:
     """
-    The whole policy as sudo would read it, with the candidate in place, as plain files 0, 1, 2... below ``policy``.
-    Returns copy -> original. Include directives are resolved as sudoers(5) says: a relative path is beside the file
-    that names it, %h is the short hostname, a folder's files come in lexical order.
+    The whole policy as sudo would read it, with a candidate in the place of ``name`` and without the files that are
+    ``gone``, as plain files 0, 1, 2... below ``policy``. Returns copy -> original. Include directives are resolved as
+    sudoers(5) says: a relative path is beside the file that names it, %h is the short hostname, a folder's files come in
+    lexical order. With ``mark``, a user, a rule about him follows each line and says which line that was.
     """
     policy = os.path.join(folder, "policy")
     os.mkdir(policy, 0o700)
     copies: dict[str, str] = {}
 
     def copy(original: str, source: str) -> str:
-        target = os.path.join(policy, str(len(copies)))
+        number = len(copies)
+        target = os.path.join(policy, str(number))
         copies[target] = original
         if len(copies) > 128:
             raise CommandExecutionError(f"The sudo policy includes more than 128 files, a loop perhaps, at {original}")
@@ -349,8 +445,10 @@ def _copy_policy(folder: str, candidate: str, name: str, root: str = "/etc/sudoe
         except FileNotFoundError:
             raise CommandExecutionError(f"The sudo policy has no {original}: install the package sudo first") from None
         with open(target, "x", encoding="utf-8", errors="surrogateescape", newline="") as handle:
-            for line in lines:
+            for at, line in enumerate(lines, 1):
                 handle.write(rewrite(line, original))
+                if mark and not line.rstrip("\r\n").endswith("\\"):
+                    handle.write(f"{'' if line.endswith(chr(10)) else chr(10)}{mark} ALL={_MARK}/{number}/{at}\n")
         os.chmod(target, 0o440)
         return target
 
@@ -367,13 +465,13 @@ def _copy_policy(folder: str, candidate: str, name: str, root: str = "/etc/sudoe
 
     def included(path: str) -> list[str]:
         files = {os.path.join(path, entry) for entry in (os.listdir(path) if os.path.isdir(path) else [])}
-        if os.path.normpath(path) == os.path.dirname(name):
+        if name and os.path.normpath(path) == os.path.dirname(name):
             files = {one for one in files if os.path.basename(one) != os.path.basename(name)} | {name}
-        kept = [one for one in files if "." not in os.path.basename(one) and not one.endswith("~")]
+        kept = [one for one in files if "." not in os.path.basename(one) and not one.endswith("~") and one not in gone]
         return sorted(one for one in kept if one == name or os.path.isfile(one))
 
     copy(root, root)
-    if name not in copies.values():
+    if name and name not in copies.values():
         raise CommandExecutionError(
             f"sudo would never read {name}: {root} includes no folder {os.path.dirname(name)}; "
             f"add the line `@includedir {os.path.dirname(name)}` to it"
@@ -431,19 +529,92 @@ def _read_sudo_rule(runas: str, commands: str) -> list[dict[str, Any]]:
     return rules
 
 
-def _sudo_proof(user: str, units: list[str], verbs: list[str], commands: list[str]) -> list[str]:
+def _with_places(user: str, rules: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each rule with the lines that say so."""
+    places = _places(user) if rules else {}
+    return [{**rule, "where": places.get((rule["runas"], _plain(rule["command"])), [])} for rule in rules]
+
+
+def _places(user: str) -> dict[tuple[str, str], list[str]]:
+    """
+    ``(runas, command)`` -> ``FILE:LINE`` of each rule about a user, his groups and aliases counted; empty where
+    cvtsudoers is not there. It tells no lines (cvtsudoers(1)), but keeps the order of rules: so it reads a copy of the
+    policy in which each line is followed by a rule that says where it stood.
+    """
+    converter = salt.utils.path.which("cvtsudoers")
+    if not converter:
+        return {}
+    with tempfile.TemporaryDirectory(prefix="sudoers-") as folder:
+        copies = list(_copy_policy(folder, mark=user).items())
+        answer = __salt__["cmd.run_all"](
+            [converter, "-e", "-M", "-f", "json", "-m", f"user={user}", copies[0][0]],
+            python_shell=False,
+            env={"LC_ALL": "C", "LANGUAGE": "C"},
+            ignore_retcode=True,
+        )
+    if answer["retcode"] != 0:
+        return {}
+    return _read_places(json.loads(answer["stdout"]), [original for _, original in copies])
+
+
+def _read_places(policy: dict[str, Any], files: list[str]) -> dict[tuple[str, str], list[str]]:
+    places: dict[tuple[str, str], list[str]] = {}
+    waiting: list[tuple[str, str]] = []
+    for spec in policy.get("User_Specs", []):
+        found = [rule for part in spec["Cmnd_Specs"] for rule in _read_commands(part)]
+        if found and found[0][1].startswith(f"{_MARK}/"):
+            number, line = found[0][1].split("/")[-2:]
+            for rule in waiting:
+                places.setdefault(rule, []).append(f"{files[int(number)]}:{line}")
+            waiting = []
+        else:
+            waiting += found
+    return places
+
+
+def _read_commands(part: dict[str, Any]) -> list[tuple[str, str]]:
+    """``(runas, command)`` of a Cmnd_Spec of cvtsudoers, each as ``sudo -l`` would show it."""
+    users, groups = (
+        ", ".join(next(iter(one.values())) for one in part.get(key, []) if isinstance(one, dict))
+        for key in ("runasusers", "runasgroups")
+    )
+    runas = f"{users or 'root'} : {groups}" if groups else users or "root"
+    return [
+        (runas, _plain(("!" if one.get("negated") else "") + one["command"]))
+        for one in part.get("Commands", [])
+        if "command" in one
+    ]
+
+
+def _plain(command: str) -> str:
+    """A command without sudoers' escapes, of which each tool shows others."""
+    return command.replace("\\", "")
+
+
+def _sudo_proof(user: str, units: list[str], verbs: list[str], commands: list[str], group: str) -> list[str]:
     """What sudo says against the intent; empty when it allows each command that was granted and no neighbour."""
     try:
         pwd.getpwnam(user)
     except KeyError:
         return [f"there is no user {user}: make it, or set redis_sidekiq:deploy:create_user"]
     granted = _granted(user, units, verbs, commands)
-    check = sudo_check(user, units, verbs, commands)
+    check = sudo_check(user, units, verbs, commands, thorough=False)
     wrong = [f"{command} is not allowed without a password" for command in check["missing"]]
-    wrong += [f"another rule allows ({rule['runas']}) {rule['command']}" for rule in check["beyond"]]
+    if check["beyond"]:
+        wrong += [f"another rule allows {rule_words(rule)}" for rule in _with_places(user, check["beyond"])]
     wrong += [f"{' '.join(argv)} is refused" for argv in granted if not _sudo_allows(user, argv)]
     wrong += [f"{' '.join(argv)} is allowed too" for argv in _neighbours(granted) if _sudo_allows(user, argv)]
-    return wrong
+    return wrong + (_group_proof(group, units, verbs, commands) if group else [])
+
+
+def _group_proof(group: str, units: list[str], verbs: list[str], commands: list[str]) -> list[str]:
+    """What sudo says about one of a group's members; what else he may do is nothing of this formula's."""
+    try:
+        members = [name for name in grp.getgrnam(group).gr_mem if _USER_NAME.fullmatch(name)]
+    except KeyError:
+        return [f"there is no group {group}: make it first, or leave redis_sidekiq:deploy:group empty"]
+    missing = sudo_check(members[0], units, verbs, commands, thorough=False)["missing"] if members else []
+    return [f"{command} is not allowed to {members[0]} without a password" for command in missing]
 
 
 def _neighbours(granted: list[list[str]]) -> list[list[str]]:
@@ -452,7 +623,7 @@ def _neighbours(granted: list[list[str]]) -> list[list[str]]:
     for argv in granted:
         if len(argv) == 1:
             found += [[*argv, "x"], [*argv, ""], [argv[0] + "-other"]]
-    if len(granted[0]) > 1:
+    if granted and len(granted[0]) > 1:
         systemctl, verb, unit = granted[0]
         found += [
             [systemctl],
@@ -461,6 +632,8 @@ def _neighbours(granted: list[list[str]]) -> list[list[str]]:
             [systemctl, verb, unit, "ssh"],
             [systemctl, verb, "--no-block", unit],
             [systemctl, verb, unit + "-other"],
+            [systemctl, verb, "*"],
+            [systemctl, "mask", unit],
             [systemctl, "status", unit],
             [systemctl, "edit", unit],
         ]
@@ -485,6 +658,17 @@ def _tool(name: str, package: str) -> str:
     if not found:
         raise CommandExecutionError(f"{name} is not on this host: install the package {package} first")
     return found
+
+
+def _begins(path: str, beginning: bytes) -> bool:
+    """Is this a plain file, not a link, that begins so?"""
+    try:
+        if not stat.S_ISREG(os.lstat(path).st_mode):
+            return False
+        with open(path, "rb") as handle:
+            return handle.read(len(beginning)) == beginning
+    except OSError as err:
+        raise CommandExecutionError(f"Cannot read {path}: {err.strerror}") from err
 
 
 def _write(name: str, text: str, mode: int) -> None:

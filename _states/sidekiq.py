@@ -7,6 +7,7 @@ module of the same name.
 
 from __future__ import annotations
 
+import os
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -140,7 +141,13 @@ def environment_file(name: str, service: str) -> dict[str, Any]:
 
 
 def sudoers(
-    name: str, user: str, units: list[str], verbs: list[str], commands: list[str] | None = None
+    name: str,
+    user: str,
+    units: list[str],
+    verbs: list[str],
+    commands: list[str] | None = None,
+    group: str = "",
+    strict: bool = False,
 ) -> dict[str, Any]:
     """
     A user may say some verbs about some units to systemctl, and run some commands, as root without a password, and sudo
@@ -149,6 +156,9 @@ def sudoers(
     The text is validated before it lands, in ``test=True`` too: alone, and with the whole policy in a private copy.
     After it landed, sudo is asked for each command and for its neighbours; if it answers otherwise than meant, the file
     is as it was before and the state fails.
+
+    Files of this formula with other names in the same folder go: so neither a user nor a unit that was renamed keeps a
+    rule. Other ways in which he could gain more (:func:`sidekiq_risks.find`) are warnings.
 
     name
         Path of the file, in a folder that /etc/sudoers includes; letters, digits, - and _ only.
@@ -160,6 +170,10 @@ def sudoers(
         Some of restart, start, stop.
     commands
         Absolute paths of commands that he may run without arguments, files that only root can change; default: none.
+    group
+        A group whose members may do the same; default: none.
+    strict
+        Fail, and change nothing, when he could gain more by a way that this host shows (bool, default False: warn).
 
     Example:
 
@@ -175,31 +189,24 @@ def sudoers(
     ret = _ret(name)
     try:
         commands = commands or []
-        text = __salt__["sidekiq_sudo.sudoers_text"](user, units, verbs, commands)
-        __salt__["sidekiq_sudo.commands_validate"](commands)
-        ret["changes"] = _sudoers_changes(name, text)
-        if ret["changes"] and __opts__["test"]:
-            if not __salt__["sidekiq_sudo.sudo_installed"]():
-                return _would(ret, f"{name} would be written; visudo has its say once sudo is installed")
-            __salt__["sidekiq_sudo.sudoers_validate"](text, name)
-            return _would(ret, f"{name} would be written; visudo accepts it, alone and with the whole policy")
-        if ret["changes"]:
-            __salt__["sidekiq_sudo.sudoers_write"](name, user, units, verbs, commands)
-            left = _sudoers_changes(name, text)
-            if left:
-                return _failed(ret, f"{name} was written and still differs in {', '.join(sorted(left))}")
-            return _changed(ret, f"{name} was written; sudo allows {user} these commands and none of their neighbours")
-        check = __salt__["sidekiq_sudo.sudo_check"](user, units, verbs, commands)
-        if check["missing"] or check["beyond"]:
-            return _failed(ret, _sudo_sentence(name, check))
-        return _same(ret, f"sudo allows {user} what {name} says and nothing else")
+        risks = [
+            __salt__["sidekiq_risks.words"](risk)
+            for risk in __salt__["sidekiq_risks.find"](user, units, commands, rules=False)
+        ]
+        if risks and strict:
+            return _failed(
+                ret, f"{user} could gain more than sudo lets him do, so nothing was changed. {'. '.join(risks)}"
+            )
+        if risks:
+            ret["warnings"] = risks
+        return _make_sudoers(ret, user, units, verbs, commands, group)
     except _ERRORS as err:
         return _failed(ret, str(err))
 
 
 def sudoers_absent(name: str) -> dict[str, Any]:
     """
-    A sudoers file is not there.
+    A sudoers file is not there, nor another one of this formula in its folder.
 
     name
         Path of the file.
@@ -214,16 +221,18 @@ def sudoers_absent(name: str) -> dict[str, Any]:
     """
     ret = _ret(name)
     try:
-        found = __salt__["sidekiq.file_facts"](name)
+        found = _sudoers_found(name)
         if not found:
             return _same(ret, f"{name} is not there")
-        ret["changes"] = {"removed": name}
+        ret["changes"] = {"removed": found}
         if __opts__["test"]:
-            return _would(ret, f"{name} would be removed")
-        __salt__["sidekiq_sudo.sudoers_remove"](name)
-        if __salt__["sidekiq.file_facts"](name):
-            return _failed(ret, f"{name} was removed and is there again")
-        return _changed(ret, f"{name} was removed")
+            return _would(ret, f"{', '.join(found)} would be removed")
+        for path in found:
+            __salt__["sidekiq_sudo.sudoers_remove"](path)
+        left = _sudoers_found(name)
+        if left:
+            return _failed(ret, f"{', '.join(left)} was removed and is there again")
+        return _changed(ret, f"{', '.join(found)} removed")
     except _ERRORS as err:
         return _failed(ret, str(err))
 
@@ -406,6 +415,31 @@ def _surplus_commands(name: str, keep: list[str]) -> list[str]:
     return [path for path in __salt__["sidekiq.event_commands"](name) if path not in keep]
 
 
+def _make_sudoers(
+    ret: dict[str, Any], user: str, units: list[str], verbs: list[str], commands: list[str], group: str
+) -> dict[str, Any]:
+    name = ret["name"]
+    text = __salt__["sidekiq_sudo.sudoers_text"](user, units, verbs, commands, group)
+    __salt__["sidekiq_sudo.commands_validate"](commands)
+    ret["changes"] = _sudoers_changes(name, text)
+    if ret["changes"] and __opts__["test"]:
+        if not __salt__["sidekiq_sudo.sudo_installed"]():
+            return _would(ret, f"{name} would be written; visudo has its say once sudo is installed")
+        __salt__["sidekiq_sudo.sudoers_validate"](text, name, ret["changes"].get("removed", []))
+        return _would(ret, f"{name} would be written; visudo accepts it, alone and with the whole policy")
+    if ret["changes"]:
+        __salt__["sidekiq_sudo.sudoers_write"](name, user, units, verbs, commands, group)
+        left = _sudoers_changes(name, text)
+        if left:
+            return _failed(ret, f"{name} was written and still differs in {', '.join(sorted(left))}")
+        return _changed(ret, f"{name} was written; sudo allows {user} these commands and none of their neighbours")
+    check = __salt__["sidekiq_sudo.sudo_check"](user, units, verbs, commands, thorough=False)
+    if check["missing"] or check["beyond"]:
+        check = __salt__["sidekiq_sudo.sudo_check"](user, units, verbs, commands)
+        return _failed(ret, _sudo_sentence(name, check))
+    return _same(ret, f"sudo allows {user} what {name} says and nothing else")
+
+
 def _sudoers_changes(name: str, text: str) -> dict[str, Any]:
     found = __salt__["sidekiq.file_facts"](name)
     changes: dict[str, Any] = {}
@@ -414,12 +448,19 @@ def _sudoers_changes(name: str, text: str) -> dict[str, Any]:
     for key, want in (("mode", "0440"), ("owner", "root:root")):
         if found and found[key] != want:
             changes[key] = {"old": found[key], "new": want}
-    return changes
+    others = [path for path in _sudoers_found(name) if path != name]
+    return {**changes, **({"removed": others} if others else {})}
+
+
+def _sudoers_found(name: str) -> list[str]:
+    """A sudoers file, if it is there, and the other ones of this formula in its folder."""
+    here = [name] if __salt__["sidekiq.file_facts"](name) else []
+    return [*here, *(path for path in __salt__["sidekiq_sudo.sudoers_files"](os.path.dirname(name)) if path != name)]
 
 
 def _sudo_sentence(name: str, check: dict[str, Any]) -> str:
     parts = [f"{command} is not allowed without a password" for command in check["missing"]]
-    parts += [f"another rule allows ({rule['runas']}) {rule['command']}" for rule in check["beyond"]]
+    parts += [f"another rule allows {__salt__['sidekiq_sudo.rule_words'](rule)}" for rule in check["beyond"]]
     return (
         f"{name} is as it should be, but sudo says otherwise about {check['user']}: {'; '.join(parts)}. "
         "Look for another rule about this user in /etc/sudoers and /etc/sudoers.d"

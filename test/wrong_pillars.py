@@ -586,6 +586,40 @@ DEPLOYS = [
     ("a home that others live in", deploy(home="/home"), [f"{DEPLOY}:home: found '/home'", "a folder below"]),
 ]
 
+# What a sudoers file would make more of than a name; sudo reads these, visudo takes most of them.
+SUDO_NAMES = [
+    "ALL", "DEPLOYERS", "Deploy", "%sudo", "%#27", "%:domain users", "#0", "#1000", "+netgroup", "!deploy", "deploy,ALL",
+    "deploy, %sudo", "deploy ALL", "deploy\nALL ALL=(ALL) NOPASSWD: ALL", "deploy\r", "deploy\\", "deploy*", "depl?y", "dep[l]oy",
+    "deploy:ops", "deploy=ALL", "deploy(root)", '"deploy"', "deploy#", "-deploy", ".deploy", "deploy~", "User_Alias X = deploy",
+    "depl\u043ey", "\uff44eploy", "deploy\u200b", "d" * 65, "root", True, 1000, ["deploy"], {"deploy": "ALL"},
+]  # fmt: skip
+SUDO_VERBS = [
+    "ALL", "*", "restart *", "restart, ALL", "restart sidekiq, /bin/sh", "!stop", "--now", "-H", "edit", "show", "kill", "link",
+    "mask", "isolate", "daemon-reload", "restart\nALL ALL=ALL", "restart\\", "^restart$", "RESTART", "", True,
+]  # fmt: skip
+SUDO_FILES = [
+    "deploy~", ".deploy", "a/b", "/etc/sudoers", "..", "de ploy", "deploy\n", "depl\u043ey", "deploy*", "$(id)", "", True,
+]  # fmt: skip
+SUDO_UNITS = ["side*", "sidekiq, ALL", "sidekiq other", "sidekiq\\", "--all", "sidekiq\nALL", "!sidekiq", "sidekiq.service", "ALL=ALL"]
+SUDO_APPS = ["*", "shop ALL", "shop,ALL", 'shop ""', "shop\nALL ALL=ALL", "shop\\", "sh\u043ep", "!shop", True]
+SUDO = [
+    *((f"a sudo user {name!r}", deploy(user=name), [f"{DEPLOY}:user: found "]) for name in SUDO_NAMES),
+    *((f"a sudo group {name!r}", deploy(group=name), [f"{DEPLOY}:group: found "]) for name in SUDO_NAMES),
+    *((f"a sudo verb {verb!r}", deploy(verbs=["restart", verb]), [f"{DEPLOY}:verbs: found "]) for verb in SUDO_VERBS),
+    *((f"a sudoers file {name!r}", deploy(sudoers=name), [f"{DEPLOY}:sudoers: found "]) for name in SUDO_FILES),
+    *((f"a sudo app {app!r}", deploy(apps=[app]), [f"{DEPLOY}:apps: found "]) for app in SUDO_APPS),
+    *(
+        (
+            f"a unit for sudo {name!r}",
+            {"redis_sidekiq": {"sidekiq": {"services": {name: {}}}}},
+            ["redis_sidekiq:sidekiq:services"],
+        )
+        for name in SUDO_UNITS
+    ),
+    ("a sudo group that is not there", deploy(group="nobody-such"), [f"{DEPLOY}:group: found 'nobody-such'", "does not exist"]),
+    ("strictness in words", deploy(strict="yes"), [f"{DEPLOY}:strict: found 'yes'", "without quotes"]),
+]
+
 SERVICES = [
     (
         "a service's name with a suffix",
@@ -736,5 +770,6 @@ WRONG_PILLARS = [
     *USERS,
     *FIREWALL,
     *DEPLOYS,
+    *SUDO,
     *SERVICES,
 ]

@@ -17,6 +17,8 @@ The deploy user {{ deploy.user }} may do by sudo what the settings say, and noth
     - units: {{ deploy.units | tojson }}
     - verbs: {{ deploy.verbs | tojson }}
     - commands: {{ deploy.commands | tojson }}
+    - group: {{ deploy.group | tojson }}
+    - strict: {{ deploy.strict | tojson }}
     - require:
 {%- if deploy.create_user %}
       - user: The deploy user {{ deploy.user }} is there

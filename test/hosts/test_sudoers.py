@@ -322,6 +322,6 @@ def test_a_run_that_changes_nothing_asks_sudo_once(host):
 @on_both
 def test_absent_takes_the_right_away(host):
     words = ["state.single", "sidekiq.sudoers_absent", f"name={FILE}"]
-    assert next(iter(salt_call(host, *words).values()))["changes"] == {"removed": FILE}
+    assert next(iter(salt_call(host, *words).values()))["changes"] == {"removed": [FILE]}
     assert as_deploy(host, "sudo", "-n", "systemctl", "restart", "sidekiq").returncode != 0
     assert next(iter(salt_call(host, *words).values()))["changes"] == {}

@@ -70,7 +70,7 @@ def test_sudoers_absent(states, tmp_path, test):
     path = tmp_path / "sidekiq-deploy"
     path.write_text("")
     ret = states.sidekiq.sudoers_absent(str(path), test=test)
-    assert (ret.result, ret.changes) == (None if test else True, {"removed": str(path)})
+    assert (ret.result, ret.changes) == (None if test else True, {"removed": [str(path)]})
     assert path.exists() is test
     path.unlink(missing_ok=True)
     assert states.sidekiq.sudoers_absent(str(path), test=test).changes == {}

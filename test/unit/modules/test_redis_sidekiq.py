@@ -450,6 +450,8 @@ def test_defaults(settle):
             "user": "deploy",
             "create_user": True,
             "home": "/home/deploy",
+            "group": "",
+            "strict": False,
             "verbs": ["restart", "start", "stop"],
             "sudoers": "/etc/sudoers.d/sidekiq-deploy",
             "apps": [],

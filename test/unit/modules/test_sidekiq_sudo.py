@@ -173,6 +173,27 @@ def test_the_whole_way_to_a_command_counts(sidekiq_sudo, tree, place):
         sidekiq_sudo.commands_validate(["/usr/local/sbin/x"])
 
 
+def test_a_group_gets_the_same_lines(sidekiq_sudo):
+    lines = sidekiq_sudo.sudoers_text("deploy", ["sidekiq"], ["stop"], ["/a/b"], group="ops").splitlines()
+    assert "deploy and the members of ops" in lines[1]
+    assert [line.replace("deploy", "%ops", 1) for line in lines[2:5]] == lines[5:]
+
+
+@pytest.mark.parametrize("group", ["%ops", "ALL", "Ops", "#0", "root", "a b", "a,b", "ops\nALL ALL=ALL", "+net", "!a", True, 5])
+def test_a_group_that_sudo_could_read_as_more_is_refused(sidekiq_sudo, group):
+    with pytest.raises(SaltInvocationError, match="cannot be granted a command: give the plain name of a group"):
+        sidekiq_sudo.sudoers_text("deploy", ["sidekiq"], ["restart"], group=group)
+
+
+def test_our_own_files_are_known_by_how_they_begin(sidekiq_sudo, tmp_path):
+    ours = sidekiq_sudo.sudoers_text("deploy", ["sidekiq"], ["restart"])
+    for name, text in {"old": ours, "new": ours, "other": "# mine\n", "ignored.bak": ours, ".new.new": ours}.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "link").symlink_to(tmp_path / "old")
+    sidekiq_sudo.__salt__["sidekiq.folder_entries"] = lambda name: sorted(os.listdir(name))
+    assert sidekiq_sudo.sudoers_files(str(tmp_path)) == [str(tmp_path / name) for name in ("new", "old")]
+
+
 def test_the_neighbours_of_a_command_are_asked_for(sidekiq_sudo):
     assert sidekiq_sudo._neighbours([["/a/b"], ["/a/c"]]) == [
         ["/bin/sh"],
@@ -236,6 +257,44 @@ def test_the_copy_holds_what_sudo_reads_with_the_candidate_in_place(sidekiq_sudo
     assert re.findall(r"@include \S+/policy/(\d)", copies["etc/sudoers"]) == ["1", "2", "3", "4", "5"]
 
 
+def test_a_file_that_goes_is_not_in_the_copy(sidekiq_sudo, etc):
+    gone = [str(etc / "etc/sudoers.d/00-first")]
+    copies = sidekiq_sudo._copy_policy(
+        str(etc / "copy"), str(etc / "candidate"), str(etc / "etc/sudoers.d/deploy"), gone, root=str(etc / "etc/sudoers")
+    )
+    assert not set(gone) & set(copies.values())
+
+
+def test_the_lines_that_allow_a_command_are_told(sidekiq_sudo, etc):
+    (etc / "etc/sudoers.d/00-first").write_text("deploy ALL=(root) \\\n  /a\nDefaults env_reset\n%ops ALL=(x:y) /b, !/c")
+    copies = sidekiq_sudo._copy_policy(str(etc / "copy"), mark="deploy", root=str(etc / "etc/sudoers"))
+    marked = Path(next(copy for copy, original in copies.items() if original.endswith("00-first"))).read_text()
+    number = list(copies.values()).index(str(etc / "etc/sudoers.d/00-first"))
+    marks = [f"deploy ALL=/redis_sidekiq/at/{number}/{line}" for line in (2, 3, 4)]
+    assert [line for line in marked.splitlines() if "/redis_sidekiq/" in line] == marks
+    assert marked.splitlines()[1:3] == ["  /a", marks[0]]
+
+    def spec(*commands, **runas):
+        return {"Cmnd_Specs": [{"Commands": [{"command": command} for command in commands], **runas}]}
+
+    policy = {
+        "User_Specs": [
+            spec("/redis_sidekiq/at/0/1"),
+            spec("/a", '/b ""', runasusers=[{"username": "root"}]),
+            spec("/redis_sidekiq/at/0/3"),
+            spec("/a", runasusers=[{"username": "x"}], runasgroups=[{"usergroup": "y"}]),
+            spec("/a"),
+            spec("/redis_sidekiq/at/1/1"),
+        ]
+    }
+    places = sidekiq_sudo._read_places(policy, ["/etc/sudoers", "/etc/sudoers.d/x"])
+    assert places == {
+        ("root", "/a"): ["/etc/sudoers:3", "/etc/sudoers.d/x:1"],
+        ("root", '/b ""'): ["/etc/sudoers:3"],
+        ("x : y", "/a"): ["/etc/sudoers.d/x:1"],
+    }
+
+
 def test_a_candidate_that_is_new_takes_its_place_in_order(sidekiq_sudo, etc):
     copies = copied(sidekiq_sudo, etc, "etc/sudoers.d/middle")
     assert list(copies)[1:5] == [f"etc/sudoers.d/{name}" for name in ("00-first", "deploy", "middle", "zz-last")]
@@ -289,7 +348,7 @@ def test_a_check_tells_what_is_missing_and_what_is_beyond(sidekiq_sudo):
         f"    (root) {systemctl} restart sidekiq.service\n"
         f"    (www-data) NOPASSWD: {systemctl} restart sidekiq\n"
     ]
-    check = sidekiq_sudo.sudo_check("deploy")
+    check = sidekiq_sudo.sudo_check("deploy", thorough=False)
     assert check["missing"] == [f"{systemctl} restart sidekiq.service"]
     assert check["beyond"] == [rule(f"{systemctl} restart sidekiq", runas="www-data")]
     assert len(sidekiq_sudo.calls) == 1
@@ -301,6 +360,6 @@ def test_a_check_knows_commands_by_the_spelling_of_sudo(sidekiq_sudo):
         '    (root) NOSETENV: EXEC: NOPASSWD: /a/b ""\n'
         "    (root) NOPASSWD: /a/c\n"
     ]
-    check = sidekiq_sudo.sudo_check("deploy", [], [], ["/a/b", "/a/c"])
+    check = sidekiq_sudo.sudo_check("deploy", [], [], ["/a/b", "/a/c"], thorough=False)
     assert check["missing"] == ['/a/c ""']
     assert [found["command"] for found in check["beyond"]] == ["/a/c"]

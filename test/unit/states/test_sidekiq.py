@@ -182,6 +182,7 @@ def test_no_state_raises(state, error):
         [
             "sidekiq.status",
             "sidekiq.environment_diff",
+            "sidekiq_risks.find",
             "sidekiq_sudo.sudoers_text",
             "sidekiq.file_facts",
             "sidekiq.folder_entries",
@@ -265,33 +266,40 @@ def sudo(state):
         file: dict = {}
         check = {"user": "deploy", "missing": [], "beyond": []}
         validated = written = 0
+        ours: list = []
+        risks: list = []
         refuses = changeable = ""
 
         def validate_commands(self, commands):
             if commands and self.changeable:
                 raise CommandExecutionError(self.changeable)
 
-        def validate(self, text, name):
+        def validate(self, text, name, gone):
             self.validated += 1
             if self.refuses:
                 raise CommandExecutionError(self.refuses)
 
-        def write(self, name, user, units, verbs, commands):
-            self.validate("", name)
+        def write(self, name, user, units, verbs, commands, group):
+            self.validate("", name, [])
             self.written += 1
             self.file = right
+            self.ours = [name]
 
     sudo = Sudo()
     sudo.right = right
     state.__salt__ = {
         "sidekiq_sudo.sudo_installed": lambda: sudo.installed,
-        "sidekiq_sudo.sudoers_text": lambda user, units, verbs, commands: right["text"],
+        "sidekiq_sudo.sudoers_text": lambda user, units, verbs, commands, group: right["text"],
         "sidekiq_sudo.commands_validate": sudo.validate_commands,
         "sidekiq.file_facts": lambda name: sudo.file,
         "sidekiq.text_diff": lambda old, new: f"{old}->{new}",
         "sidekiq_sudo.sudoers_validate": sudo.validate,
         "sidekiq_sudo.sudoers_write": sudo.write,
-        "sidekiq_sudo.sudo_check": lambda user, units, verbs, commands: sudo.check,
+        "sidekiq_sudo.sudo_check": lambda user, units, verbs, commands, thorough=True: sudo.check,
+        "sidekiq_sudo.sudoers_files": lambda folder: sudo.ours,
+        "sidekiq_risks.find": lambda user, units, commands, rules: sudo.risks,
+        "sidekiq_risks.words": lambda risk: f"{risk['what']} {risk['path']}",
+        "sidekiq_sudo.rule_words": lambda rule: f"({rule['runas']}) {rule['command']}, by /etc/sudoers:7",
     }
     return sudo
 
@@ -311,6 +319,30 @@ def test_sudoers_that_is_right_is_left_alone(state, sudo):
     sudo.file = sudo.right
     ret = sudoers(state)
     assert (ret["result"], ret["changes"], sudo.written, sudo.validated) == (True, {}, 0, 0)
+
+
+@pytest.mark.parametrize("test", [True, False])
+def test_a_file_of_ours_with_another_name_goes(state, sudo, test):
+    state.__opts__["test"] = test
+    sudo.file, sudo.ours = sudo.right, ["/etc/sudoers.d/old", "/etc/sudoers.d/x"]
+    ret = sudoers(state)
+    assert (ret["result"], ret["changes"]) == (None if test else True, {"removed": ["/etc/sudoers.d/old"]})
+    assert sudo.written == (not test)
+    assert test or sudoers(state)["changes"] == {}
+
+
+@pytest.mark.parametrize("test", [True, False])
+def test_other_ways_are_warnings_and_fail_when_strict(state, sudo, test):
+    state.__opts__["test"] = test
+    sudo.risks = [{"what": "group", "path": "docker"}]
+    wish = ("/etc/sudoers.d/x", "deploy", ["sidekiq"], ["restart"])
+    ret = state.sudoers(*wish, strict=True)
+    assert (ret["result"], ret["changes"], sudo.written) == (False, {}, 0)
+    assert ret["comment"].endswith("group docker")
+    ret = state.sudoers(*wish)
+    assert (ret["result"], ret["warnings"], sudo.written) == (None if test else True, ["group docker"], not test)
+    sudo.risks = []
+    assert "warnings" not in state.sudoers(*wish, strict=True)
 
 
 def test_sudoers_is_announced_on_a_host_without_sudo(state, sudo):
@@ -334,7 +366,7 @@ def test_sudoers_is_validated_in_test_mode_too(state, sudo):
     ("check", "sentence"),
     [
         ({"missing": ["/usr/bin/systemctl restart sidekiq"]}, "restart sidekiq is not allowed without a password"),
-        ({"beyond": [{"runas": "ALL", "tags": [], "command": "ALL"}]}, "another rule allows (ALL) ALL"),
+        ({"beyond": [{"runas": "ALL", "tags": [], "command": "ALL"}]}, "another rule allows (ALL) ALL, by /etc/sudoers:7"),
     ],
 )
 def test_sudoers_fails_when_sudo_says_otherwise(state, sudo, check, sentence):
@@ -384,11 +416,15 @@ def test_a_command_that_does_not_go_is_told(state):
 @pytest.mark.parametrize("test", [False, True])
 def test_sudoers_absent(state, test):
     state.__opts__["test"] = test
-    files = {"/etc/sudoers.d/x": {"text": ""}}
-    state.__salt__ = {"sidekiq.file_facts": lambda name: files.get(name, {}), "sidekiq_sudo.sudoers_remove": files.pop}
+    files = {"/etc/sudoers.d/x": {"text": ""}, "/etc/sudoers.d/old": {"text": ""}}
+    state.__salt__ = {
+        "sidekiq.file_facts": lambda name: files.get(name, {}),
+        "sidekiq_sudo.sudoers_files": lambda folder: list(files),
+        "sidekiq_sudo.sudoers_remove": files.pop,
+    }
     ret = state.sudoers_absent("/etc/sudoers.d/x")
     assert ret["result"] is (None if test else True)
-    assert ret["changes"] == {"removed": "/etc/sudoers.d/x"}
+    assert ret["changes"] == {"removed": ["/etc/sudoers.d/x", "/etc/sudoers.d/old"]}
     assert bool(files) is test
     files.clear()
     assert state.sudoers_absent("/etc/sudoers.d/x")["changes"] == {}
