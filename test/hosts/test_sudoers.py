@@ -7,7 +7,8 @@ import re
 
 import pytest
 from test.hosts.harness.host import Host
-from test.hosts.lab import make_masterless, salt_call
+from test.hosts.lab import StateRun, make_masterless, put_pillar, salt_call
+from test.wrong_pillars import SUDO
 
 FILE = "/etc/sudoers.d/sidekiq-deploy"
 SYSTEMCTL = "/usr/bin/systemctl"
@@ -31,6 +32,8 @@ def sudo_hosts(module_hosts):
             unit = "[Unit]\nStartLimitIntervalSec=0\n[Service]\nExecStart=/bin/sleep infinity\n"
             for name in ("sidekiq", "other", "sidekiq-other"):
                 host.write(f"/etc/systemd/system/{name}.service", unit)
+            host.run(["ln", "-s", "sidekiq.service", "/etc/systemd/system/sidekiq-alias.service"])
+            host.write("/etc/systemd/system/sidekiq@.service", unit)
             host.run(["systemctl", "daemon-reload"])
             salt_call(host, "saltutil.sync_all")
             made[image] = host
@@ -102,6 +105,24 @@ BEYOND = [
     "systemctl restart sidekiq other",
     "systemctl restart sidekiq sidekiq",
     "systemctl restart sidekiq-other",
+    "systemctl restart sidekiq-alias",
+    "systemctl restart sidekiq@1",
+    "systemctl restart sidekiq@.service",
+    "systemctl restart sidekiq.service.d",
+    "systemctl restart sidekiq.socket",
+    "systemctl restart /etc/systemd/system/sidekiq.service",
+    "systemctl restart ./sidekiq",
+    "systemctl restart Sidekiq",
+    "systemctl restart sidekiq\\x2eservice",
+    "systemctl restart sidekiq?service",
+    "systemctl restart {sidekiq,other}",
+    "systemctl restart --now sidekiq",
+    "systemctl restart sidekiq --now",
+    "systemctl restart -t service sidekiq",
+    "systemctl -H root@localhost restart sidekiq",
+    "systemctl -M .host restart sidekiq",
+    "systemctl --user restart sidekiq",
+    "systemctl --image=/tmp/x restart sidekiq",
     "systemctl restart sidekiq.service.service",
     "systemctl restart sidekiq.",
     "systemctl restart side*",
@@ -131,6 +152,14 @@ BEYOND = [
     "systemctl daemon-reload",
     "systemctl isolate rescue.target",
     "systemctl poweroff",
+    "systemctl revert sidekiq",
+    "systemctl add-wants sidekiq other",
+    "systemctl bind sidekiq /bin /srv",
+    "systemctl import-environment LD_PRELOAD",
+    "systemd-run --pipe id",
+    "run0 id",
+    "machinectl shell",
+    "busctl call org.freedesktop.systemd1 /org/freedesktop/systemd1 org.freedesktop.systemd1.Manager Reexecute",
     "journalctl -u sidekiq",
     "sh -c id",
     "bash",
@@ -141,13 +170,25 @@ BEYOND = [
 ]
 
 
+ATTEMPTS = r"""
+set -f
+while IFS= read -r command; do
+    said=$(sudo -n $command 2>&1 </dev/null)
+    printf '%s\t%s\t%s\n' "$?" "$command" "$said"
+done
+"""
+
+
 @on_both
-@pytest.mark.parametrize("command", BEYOND)
-def test_nothing_beyond_is_allowed(host, command):
+def test_nothing_beyond_is_allowed(host):
+    """By sudo itself, not by the program that it would have run."""
     before = pid(host, "other"), pid(host, "sidekiq")
-    done = as_deploy(host, "sudo", "-n", *command.split())
-    assert done.returncode != 0
-    assert "password is required" in done.stderr or "not allowed" in done.stderr, done.stderr
+    script = f"{ATTEMPTS.strip()} <<'END'\n" + "\n".join(BEYOND) + "\nEND\n"
+    done = host.run(["bash", "-s"], user="deploy", input=script)
+    answers = [line.split("\t") for line in done.stdout.splitlines()]
+    assert [command for _, command, _ in answers] == BEYOND
+    no = re.compile("a password is required|not allowed|command not found")
+    assert [answer for answer in answers if answer[0] == "0" or not no.search(answer[2])] == []
     assert (pid(host, "other"), pid(host, "sidekiq")) == before
 
 
@@ -160,6 +201,24 @@ TRICKS = {
     "a variable of his own": "sudo -n LD_PRELOAD=/tmp/x.so systemctl restart sidekiq",
     "a pager": "sudo -n SYSTEMD_PAGER='sh -c id' systemctl restart sidekiq",
     "another bus": "sudo -n DBUS_SYSTEM_BUS_ADDRESS=unix:path=/tmp/x systemctl restart sidekiq",
+    "a variable of his own, kept by name": "SYSTEMD_PAGER=id sudo -n --preserve-env=SYSTEMD_PAGER systemctl restart sidekiq",
+    "an editor of his for systemctl": "SYSTEMD_EDITOR='sh -c id' sudo -n systemctl edit sidekiq",
+    "a terminal and an editor": "EDITOR=id script -qec 'sudo -n systemctl edit --full sidekiq' /dev/null",
+    "a terminal and a pager": "PAGER='sh -c id' script -qec 'sudo -n systemctl status sidekiq' /dev/null",
+    "a user by the number -1": "sudo -n -u#-1 systemctl restart sidekiq",
+    "a user by the number 2^32-1": "sudo -n -u#4294967295 systemctl restart sidekiq",
+    "root's group": "sudo -n -g root systemctl restart sidekiq",
+    "root and another group": "sudo -n -u root -g shadow systemctl restart sidekiq",
+    "another host": "sudo -n -h elsewhere systemctl restart sidekiq",
+    "open descriptors": "sudo -n -C 9 systemctl restart sidekiq",
+    "sudoedit": "sudoedit -n /etc/systemd/system/sidekiq.service",
+    "sudo by the name sudoedit": "exec -a sudoedit sudo -n systemctl restart sidekiq",
+    "a link to the unit": "ln -sf /etc/systemd/system/other.service ~/sidekiq; cd; sudo -n systemctl restart ./sidekiq",
+    "a unit of his own": "cp /etc/systemd/system/other.service ~; sudo -n systemctl link ~/other.service",
+    "a folder named as the unit": "mkdir -p ~/sidekiq.service; cd; sudo -n systemctl restart ~/sidekiq.service",
+    "systemctl without sudo": "systemctl --no-ask-password restart other",
+    "the bus without sudo": "busctl call org.freedesktop.systemd1 /org/freedesktop/systemd1 "
+    "org.freedesktop.systemd1.Manager RestartUnit ss other.service replace",
     "another user": "sudo -n -u nobody systemctl restart sidekiq",
     "another group": "sudo -n -g adm systemctl restart sidekiq",
     "another folder": "sudo -n -D /tmp systemctl restart sidekiq",
@@ -185,6 +244,130 @@ def test_tricks_do_not_help(host, trick):
         assert done.returncode == 0
     else:
         assert done.returncode != 0
+
+
+RACE = """
+mkdir -p ~/b; printf '#!/bin/sh\\nid -u >> /tmp/raced\\n' > ~/b/systemctl; chmod +x ~/b/systemctl
+(while :; do ln -sfn ~/b ~/flip; ln -sfn /usr/bin ~/flip; done) &
+for n in $(seq 80); do sudo -n ~/flip/systemctl stop sidekiq; done
+kill $!
+"""
+
+
+@on_both
+def test_a_race_does_not_help(host):
+    """sudo runs the program that the policy names, not what stands at his path by then (fdexec in sudoers(5))."""
+    as_deploy(host, "bash", "-c", RACE)
+    assert "0" not in host.run(["sh", "-c", "cat /tmp/raced 2>/dev/null"], check=False).stdout.split()
+    assert pid(host) == "0"
+    host.run(["systemctl", "start", "sidekiq"])
+
+
+@on_both
+def test_a_group_may_do_the_same(host):
+    host.run(["sh", "-c", "groupadd -f ops; id ops1 >/dev/null 2>&1 || useradd -G ops ops1"])
+    assert apply(host, test=True, group="ops")["result"] is None
+    assert apply(host, group="ops")["result"] is True
+    assert apply(host, group="ops")["changes"] == {}
+    allowed = [
+        host.run(["sudo", "-n", *command.split()], user="ops1", check=False).returncode == 0
+        for command in ("systemctl restart sidekiq", "systemctl restart other", "systemctl edit sidekiq", "sh")
+    ]
+    assert allowed == [True, False, False, False]
+    assert apply(host)["result"] is True
+    assert host.run(["sudo", "-n", "systemctl", "restart", "sidekiq"], user="ops1", check=False).returncode != 0
+    assert apply(host, group="nobody-such")["result"] is False
+
+
+@on_both
+def test_a_renamed_file_user_or_unit_leaves_no_rule_behind(host):
+    host.run(["sh", "-c", "id deployer >/dev/null 2>&1 || useradd -m deployer"])
+    host.write("/etc/sudoers.d/mine", "# not the formula's\n", mode=0o440)
+    new = {"name": "/etc/sudoers.d/sidekiq-new", "user": "deployer", "units": ["other"]}
+    ret = apply(host, test=True, **new)
+    assert (ret["result"], ret["changes"]["removed"], host.exists(FILE)) == (None, [FILE], True)
+    ret = apply(host, **new)
+    assert (ret["result"], ret["changes"]["removed"]) == (True, [FILE])
+    assert host.run(["ls", "-A", "/etc/sudoers.d"]).stdout.split() == ["README", "mine", "sidekiq-new"]
+    assert "is not allowed to run sudo" in host.run(["sudo", "-l", "-U", "deploy"], check=False).stdout
+    for unit, code in (("other", 0), ("sidekiq", 1)):
+        assert host.run(["sudo", "-n", "systemctl", "restart", unit], user="deployer", check=False).returncode == code
+    assert apply(host, **new)["changes"] == {}
+
+
+@on_one
+def test_the_old_file_stays_when_the_new_one_is_not_as_meant(host):
+    before = host.run(["cat", FILE]).stdout
+    host.write("/etc/sudoers.d/00-first", "deploy ALL=(ALL) NOPASSWD: ALL\n", mode=0o440)
+    assert apply(host, name="/etc/sudoers.d/sidekiq-new")["result"] is False
+    assert host.run(["cat", FILE]).stdout == before
+    assert not host.exists("/etc/sudoers.d/sidekiq-new")
+
+
+WEAK = """
+groupadd -f docker && usermod -aG docker deploy
+mkdir -p /etc/systemd/system/sidekiq.service.d /srv/env /srv/app /etc/polkit-1/rules.d && chown deploy /srv/env /srv/app
+printf '[Service]\nEnvironmentFile=-/srv/env/x\nWorkingDirectory=/srv/app\nExecStartPre=-+/srv/bin/pre 1\n' \
+    > /etc/systemd/system/sidekiq.service.d/a.conf
+mkdir -p /srv/bin && touch /srv/bin/pre && chmod 777 /srv/bin
+chown deploy /etc/systemd/system/sidekiq.service.d
+echo '// org.freedesktop.systemd1.manage-units "deploy"' > /etc/polkit-1/rules.d/50-deploy.rules
+echo 'deploy ALL=(ALL) NOPASSWD: /bin/ls' > /etc/sudoers.d/00-first
+install -o deploy /dev/null /usr/local/sbin/sidekiq-deployed-shop
+systemctl daemon-reload
+"""
+MEND = """
+gpasswd -d deploy docker
+rm -rf /etc/systemd/system/sidekiq.service.d /srv/env /srv/app /srv/bin /etc/polkit-1/rules.d/50-deploy.rules
+rm -f /etc/sudoers.d/00-first /usr/local/sbin/sidekiq-deployed-shop
+systemctl daemon-reload
+"""
+
+
+@on_both
+def test_other_ways_to_gain_more_are_told(host):
+    ask = ["sidekiq.sudo_risks", "deploy", "units=[sidekiq]", "commands=[/usr/local/sbin/sidekiq-deployed-shop]"]
+    assert salt_call(host, *ask) == []
+    host.run(["sh", "-ec", WEAK])
+    try:
+        risks = salt_call(host, *ask)
+        host.run(["rm", "/etc/sudoers.d/00-first"])
+        warned = apply(host)
+        refused = apply(host, strict=True, verbs=["restart"])
+    finally:
+        host.run(["sh", "-c", MEND])
+    folder = "/etc/systemd/system/sidekiq.service.d"
+    assert {(risk["what"], risk["path"]) for risk in risks} == {
+        ("group", "docker"),
+        ("sudo rule", "/etc/sudoers.d/00-first:1"),
+        ("polkit rule", "/etc/polkit-1/rules.d/50-deploy.rules"),
+        ("command", "/usr/local/sbin/sidekiq-deployed-shop"),
+        ("unit file", f"{folder}/a.conf"),
+        ("drop-in folder", folder),
+        ("environment file", "/srv/env/x"),
+        ("folder", "/srv/app"),
+        ("program", "/srv/bin/pre"),
+    }
+    assert all(risk["why"] and risk["remedy"] for risk in risks)
+    assert (warned["result"], warned["changes"], len(warned["warnings"])) == (True, {}, 7)
+    assert (refused["result"], refused["changes"]) == (False, {})
+    assert "could gain more than sudo lets him do, so nothing was changed" in refused["comment"]
+    assert not apply(host, strict=True).get("warnings")
+
+
+@on_both
+def test_a_check_says_what_he_may_and_what_not_and_which_line_says_so(host):
+    host.write(
+        "/etc/sudoers.d/zz-alias",
+        f"User_Alias D = nobody, \\\n  deploy\nCmnd_Alias C = {SYSTEMCTL} restart ssh\n\nD ALL=(root) C\n",
+        mode=0o440,
+    )
+    check = salt_call(host, "sidekiq.sudo_check", "deploy", "units=[sidekiq]", "verbs=[restart]", "commands=[]")
+    where = {rule["command"]: rule["where"] for rule in check["rules"]}
+    assert where[f"{SYSTEMCTL} restart sidekiq"] == [f"{FILE}:3"]
+    assert where[f"{SYSTEMCTL} restart ssh"] == ["/etc/sudoers.d/zz-alias:5"]
+    assert set(check["may"]) == {f"{SYSTEMCTL} restart {unit}" for unit in ("sidekiq", "sidekiq.service", "ssh")}
+    assert {f"{SYSTEMCTL} edit sidekiq", f"{SYSTEMCTL} restart *", "/bin/sh"} <= set(check["may_not"])
 
 
 @on_both
@@ -225,6 +408,13 @@ WRONG = {
     "all users": {"user": "ALL"},
     "an alias": {"user": "DEPLOYERS"},
     "two users": {"user": "deploy,ubuntu"},
+    "a group with a percent sign": {"group": "%sudo"},
+    "a group and more": {"group": "ops,ALL"},
+    "a user by number": {"user": "#0"},
+    "a name that only looks like his": {"user": "depl\u043ey"},
+    "a line that goes on": {"user": "deploy\\"},
+    "a command with any argument": {"commands": ["/bin/ls *"]},
+    "a command that is a list": {"commands": ["/bin/ls, ALL"]},
     "a user that is not there": {"user": "nobody-such"},
     "a name with a dot": {"name": "/etc/sudoers.d/sidekiq.deploy"},
     "a name with a tilde": {"name": "/etc/sudoers.d/sidekiq~"},
@@ -246,6 +436,19 @@ def test_a_wrong_wish_never_lands_and_the_old_file_stays(host, kind):
 
 
 @on_one
+def test_a_wrong_pillar_leaves_the_old_policy_in_force(host):
+    """Some of those that test/unit has all of: refused before any state, with the key."""
+    before = host.run(["sh", "-c", LOOK]).stdout
+    for kind, wrong, words in SUDO[:: len(SUDO) // 6]:
+        put_pillar(host, wrong)
+        run = StateRun.parse(salt_call(host, "state.apply", "redis_sidekiq", check=False))
+        assert not run.states and words[0] in "\n".join(run.errors), kind
+        assert host.run(["sh", "-c", LOOK]).stdout == before, kind
+    put_pillar(host, {"redis_sidekiq": {}})
+    assert as_deploy(host, "sudo", "-n", "systemctl", "restart", "sidekiq").returncode == 0
+
+
+@on_one
 @pytest.mark.parametrize("test", [True, False])
 def test_another_file_that_breaks_the_policy_is_named(host, test):
     before = host.run(["sha256sum", FILE]).stdout
@@ -259,7 +462,11 @@ def test_another_file_that_breaks_the_policy_is_named(host, test):
 
 OVERRULED = {
     "a later denial": ("zz-later", f"deploy ALL=(root) !{SYSTEMCTL}\n", "is not allowed without a password|is refused"),
-    "a later rule with a password": ("zz-later", "deploy ALL=(ALL) ALL\n", r"another rule allows \(ALL\) ALL"),
+    "a later rule with a password": (
+        "zz-later",
+        "deploy ALL=(ALL) ALL\n",
+        r"another rule allows \(ALL\) ALL, by \S+zz-later:1",
+    ),
     "an earlier rule that allows all": (
         "00-first",
         "deploy ALL=(ALL) NOPASSWD: ALL\n",
