@@ -12,14 +12,17 @@ Where the facts come from (ufw 0.36.2):
   the kernel after that, so a run that was cut off in between leaves a rule in the file only; and a firewall that failed
   to start at boot is still ``ENABLED=yes``. No process is needed to ask.
 
-Whose rule is whose: ours carry the comment ``redis_sidekiq:NAME``. A rule of someone else stays as it is. If it is
-the very rule that is wished, it counts as present and keeps its owner and comment (so clean will not take it away).
-Only a rule that matches the same packets with *another* action is replaced: ufw holds one action for one match.
+Whose rule is whose: ours carry the comment ``redis_sidekiq:NAME``, and after a space the user's own words. A rule of
+someone else stays as it is. If it is the very rule that is wished, it counts as present and keeps its owner and comment
+(so clean will not take it away); a rule made of an application profile is the rule of its ports. Only a rule that matches
+the same packets with *another* action is replaced: ufw holds one action for one match. With ``only_ours`` rules of others
+go, and those that are wished become ours.
 """
 
 from __future__ import annotations
 
 import collections
+import configparser
 import contextlib
 import errno
 import fcntl
@@ -52,6 +55,7 @@ ANY = {"4": "0.0.0.0/0", "6": "::/0"}
 RULES = {"4": "/etc/ufw/user.rules", "6": "/etc/ufw/user6.rules"}
 DEFAULTS = "/etc/default/ufw"
 CONF = "/etc/ufw/ufw.conf"
+PROFILES = "/etc/ufw/applications.d"
 PROC_SYS = "/proc/sys"
 RECORD = "/var/lib/redis_sidekiq/firewall.json"
 LOCK = "/run/redis_sidekiq-ufw.lock"
@@ -60,9 +64,20 @@ BOOT_LINK = "/etc/systemd/system/multi-user.target.wants/ufw.service"
 
 # ufw's words for iptables' (ufw/backend.py, _get_default_policy).
 POLICIES = {"ACCEPT": "allow", "DROP": "deny", "REJECT": "reject"}
-DIRECTIONS = {"incoming": "INPUT", "outgoing": "OUTPUT"}
+DIRECTIONS = {"incoming": "INPUT", "outgoing": "OUTPUT", "routed": "FORWARD"}
+ALWAYS = ("incoming", "outgoing")  # the others stay as they are unless somebody wishes them
 LETS_IN = ("allow", "limit")
 ACTIONS = (*LETS_IN, "deny", "reject")
+LOGS = ("log", "log-all")
+LEVELS = ("off", "low", "medium", "high", "full")
+# ufw/util.py: portless_protocols, ipv4_only_protocols
+PORTLESS = ("ah", "esp", "gre", "igmp", "ipv6", "vrrp")
+IPV4_ONLY = ("igmp", "ipv6")
+PROTOCOLS = ("tcp", "udp", "any", *PORTLESS)
+FAMILIES = {"any": "46", "ipv4": "4", "ipv6": "6"}
+# Words of ufw's own grammar, which it would not take for a name (ufw/parser.py).
+GRAMMAR = ("any", "app", "comment", "from", "in", "log", "log-all", "on", "out", "port", "proto", "to")
+PORTS_OF_A_RULE = 15  # a range counts as two: iptables' multiport (ufw/common.py, set_port)
 
 LOCK_TIMEOUT = 120  # s: a whole run of ours takes a few seconds
 UFW_TIMEOUT = 120  # s: one ufw command; `enable` takes 0.5 s, more on a host that boots
@@ -91,22 +106,48 @@ class Line(NamedTuple):
     apps: str
     direction: str  # in, out, in_eth0, ...
     comment: str
+    spelt: str = ""  # `to` and `source` where the file has them otherwise: ufw keeps the host bits of IPv6
 
     @property
     def match(self):
         """What ufw holds one rule for: everything but action and comment (``UFWRule.match``)."""
-        route = self.action.startswith("route:")
+        return (*self.packets, self.apps)
+
+    @property
+    def packets(self):
+        """What it matches, whether it was made of an application profile or not."""
         return (
             self.family,
-            route,
+            self.route,
             self.proto,
             self.port,
             self.to,
             self.sport,
             self.source,
-            self.apps,
             self.direction,
         )
+
+    @property
+    def route(self):
+        return self.action.startswith("route:")
+
+    @property
+    def log(self):
+        """``log`` of ``allow_log``."""
+        return self.action.partition("_")[2]
+
+    @property
+    def way(self):
+        """``in`` or ``out``; for a route both may be there."""
+        return self.direction.partition("_")[0]
+
+    @property
+    def interface(self):
+        return self.direction.partition("_")[2]
+
+    @property
+    def anywhere(self):
+        return self.source == self.to == ANY[self.family]
 
     @property
     def ours(self):
@@ -145,54 +186,165 @@ def _parse_line(text, family):
     action, proto, port, to, sport, source, *apps = words
     try:
         comment = bytes.fromhex(comment.strip()).decode("utf-8", "backslashreplace")
-        to, source = _network(to, family), _network(source, family)
+        written, (to, source) = f"{to} {source}", (_network(to, family), _network(source, family))
     except ValueError:
         return None
-    return Line(family, action, proto, port, to, sport, source, " ".join(apps), direction, comment)
+    spelt = written if written not in (f"{to} {source}", "any any") else ""
+    return Line(family, action, proto, _sorted(port), to, _sorted(sport), source, " ".join(apps), direction, comment, spelt)
+
+
+def _sorted(ports):
+    """A list of ports in the order in which ufw writes it (``ufw/util.py``, ``human_sort``)."""
+    return ",".join(sorted(ports.split(","), key=lambda port: [int(end) if end.isdigit() else 0 for end in port.split(":")]))
 
 
 def _families(rule, ipv6):
-    """``46`` for a rule from anywhere; for a CIDR its own family."""
-    if rule["from"] == "any":
-        return "46" if ipv6 else "4"
-    try:
-        family = str(ipaddress.ip_network(rule["from"], strict=False).version)
-    except ValueError as exc:
+    """``46`` for a rule from anywhere to anywhere; for a CIDR its own family."""
+    found = FAMILIES[rule["family"]]
+    for key in ("from", "to"):
+        if rule[key] == "any":
+            continue
+        try:
+            own = str(ipaddress.ip_network(rule[key], strict=False).version)
+        except ValueError as exc:
+            raise SaltInvocationError(
+                f"Rule {rule['name']}: found {key} {rule[key]!r}; allowed: any, an address or a CIDR like 10.0.0.0/8"
+            ) from exc
+        if own not in found:
+            raise SaltInvocationError(
+                f"Rule {rule['name']}: {key} {rule[key]} is IPv{own}, and the rest of the rule is not: take one of them out"
+            )
+        found = own
+    if rule["proto"] in IPV4_ONLY:
+        if found == "6":
+            raise SaltInvocationError(f"Rule {rule['name']}: proto {rule['proto']} is a protocol of IPv4 alone")
+        found = "4"
+    if found == "6" and not ipv6:
+        what = next((f"{key} {rule[key]}" for key in ("from", "to") if rule[key] != "any"), "family ipv6")
         raise SaltInvocationError(
-            f"Rule {rule['name']}: found from {rule['from']!r}; allowed: any, an address or a CIDR like 10.0.0.0/8"
-        ) from exc
-    if family == "6" and not ipv6:
-        raise SaltInvocationError(
-            f"Rule {rule['name']}: from {rule['from']} is IPv6, but IPv6 is off for UFW here: "
+            f"Rule {rule['name']}: {what} is IPv6, but IPv6 is off for UFW here: "
             f"set IPV6=yes in {DEFAULTS}, or take the rule out"
         )
-    return family
+    return found if ipv6 else "4"
+
+
+_DEFAULT_RULE = {
+    "action": "allow",
+    "direction": "in",
+    "interface": "",
+    "port": "",
+    "proto": "tcp",
+    "from": "any",
+    "to": "any",
+    "family": "any",
+    "log": "",
+    "comment": "",
+}
 
 
 def _check_rule(rule):
     """The pillar's rule with its defaults, all values strings; a wrong one is refused before ufw sees it."""
-    rule = {"action": "allow", "proto": "tcp", "from": "any", **rule}
-    rule = {key: str(value) for key, value in rule.items()}
-    unknown = sorted(set(rule) - {"name", "action", "port", "proto", "from"})
-    ports = re.fullmatch(r"(\d{1,5})(?::(\d{1,5}))?", rule.get("port", ""))
+    rule = {**_DEFAULT_RULE, **rule}
+    unknown = sorted(set(rule) - {"name", *_DEFAULT_RULE})
+    ports = rule["port"] if isinstance(rule["port"], list) else [rule["port"]]
+    rule = {key: str(value) for key, value in {**rule, "port": ",".join(map(str, ports))}.items()}
+    if rule["proto"] in PORTLESS and not rule["port"]:
+        rule["port"] = "any"
+    name, interface = rule.get("name", ""), rule["interface"]
     problem = ""
     if unknown:
-        problem = f"unknown keys {', '.join(unknown)}; allowed: name, action, port, proto, from"
-    elif not re.fullmatch(r"[A-Za-z0-9_.-]+", rule.get("name", "")):
-        problem = f"found name {rule.get('name', '')!r}; allowed: letters, digits, and _ . -"
+        problem = f"unknown keys {', '.join(unknown)}; allowed: name, {', '.join(_DEFAULT_RULE)}"
+    elif not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
+        problem = f"found name {name!r}; allowed: letters, digits, and _ . -"
     elif rule["action"] not in ACTIONS:
         problem = f"found action {rule['action']!r}; allowed: {', '.join(ACTIONS)}"
-    elif rule["proto"] not in ("tcp", "udp", "any"):
-        problem = f"found proto {rule['proto']!r}; allowed: tcp, udp, any"
-    elif not ports or not all(1 <= int(port) <= 65535 for port in ports.groups() if port):
-        problem = f"found port {rule.get('port', '')!r}; allowed: 1 to 65535, or a range like 6000:6010"
-    elif ports[2] and int(ports[1]) >= int(ports[2]):
-        problem = f"found port {rule['port']!r}; a range goes from the lower port to the higher one"
-    elif ports[2] and rule["proto"] == "any":
-        problem = "a range of ports needs proto tcp or udp"
+    elif rule["direction"] not in ("in", "out"):
+        problem = f"found direction {rule['direction']!r}; allowed: in, out"
+    elif interface and (not re.fullmatch(r"[A-Za-z0-9_.+,=%@-]{1,15}", interface) or interface in (*GRAMMAR, ".", "..")):
+        problem = f"found interface {interface!r}; allowed: a name like eth0, of at most 15 letters, digits and _ . -"
+    elif rule["proto"] not in PROTOCOLS:
+        problem = f"found proto {rule['proto']!r}; allowed: {', '.join(PROTOCOLS)}"
+    elif rule["family"] not in FAMILIES:
+        problem = f"found family {rule['family']!r}; allowed: {', '.join(FAMILIES)}"
+    elif rule["log"] not in ("", *LOGS):
+        problem = f"found log {rule['log']!r}; allowed: {', '.join(LOGS)}, or empty"
+    elif not rule["comment"].isprintable() or "'" in rule["comment"]:
+        problem = f"found comment {rule['comment']!r}; allowed: one line of text without ', which ufw does not take"
+    else:
+        problem = _wrong_ports(rule["port"], rule["proto"])
     if problem:
-        raise SaltInvocationError(f"Rule {rule.get('name', '?')}: {problem}")
-    return rule
+        raise SaltInvocationError(f"Rule {name or '?'}: {problem}")
+    return {**rule, "port": _sorted(rule["port"])}
+
+
+def _wrong_ports(text, proto):
+    """What is wrong with a rule's ports; empty if nothing is."""
+    if proto in PORTLESS:
+        return "" if text == "any" else f"found port {text!r}; the protocol {proto} has no ports"
+    if text == "any":
+        return ""
+    for port in text.split(","):
+        match = re.fullmatch(r"(\d{1,5})(?::(\d{1,5}))?", port)
+        if not match or not all(1 <= int(end) <= 65535 for end in match.groups() if end):
+            return f"found port {text!r}; allowed: 1 to 65535, a range like 6000:6010, a list of them, or any"
+        if match[2] and int(match[1]) >= int(match[2]):
+            return f"found port {text!r}; a range goes from the lower port to the higher one"
+    if proto == "any" and re.search("[:,]", text):
+        return "a range or a list of ports needs proto tcp or udp"
+    if len(re.split("[:,]", text)) > PORTS_OF_A_RULE:
+        return f"found port {text!r}; at most {PORTS_OF_A_RULE} ports, and a range counts as two: write another rule"
+    return ""
+
+
+def profiles(root=""):
+    """
+    The application profiles of this host (``/etc/ufw/applications.d``).
+
+    root
+        A private copy of UFW's files, see :func:`status`.
+
+    Returns a dictionary: name -> list of dictionaries with ``port`` (like ``22`` or ``80,443``) and ``proto``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' ufw_rules.profiles
+    """
+    found = {}
+    for path in sorted(glob.glob(f"{root}{PROFILES}/*")):
+        if path.rpartition("/")[2].startswith(".") or re.search(r"\.(dpkg-|rpm|ucf-)", path):  # ufw/applications.py
+            continue
+        parser = configparser.RawConfigParser(strict=False)
+        with contextlib.suppress(configparser.Error, OSError):
+            parser.read_string(_read(path))
+        for name in parser.sections():
+            ports = parser.get(name, "ports", fallback="")
+            pairs = [part.strip().partition("/") for part in ports.split("|") if part.strip()]
+            found[name] = [{"port": port, "proto": proto or "any"} for port, _, proto in pairs]
+    return found
+
+
+def _expanded(rules, root):
+    """The rules with one for each port of an application profile that a rule names."""
+    if not any("app" in rule for rule in rules):
+        return rules
+    known, result = profiles(root), []
+    for rule in rules:
+        app = rule.get("app")
+        if app is None:
+            result.append(rule)
+            continue
+        if "port" in rule or "proto" in rule:
+            raise SaltInvocationError(f"Rule {rule.get('name', '?')}: app says port and proto: take them out")
+        if not known.get(app):
+            raise SaltInvocationError(
+                f"Rule {rule.get('name', '?')}: found app {app!r}, but no file in {PROFILES} says its ports; "
+                f"known here: {', '.join(sorted(known)) or 'none'}"
+            )
+        rest = {key: value for key, value in rule.items() if key != "app"}
+        result += [{**rest, **ports} for ports in known[app]]
+    return result
 
 
 def _wished(rules, ipv6):
@@ -202,15 +354,15 @@ def _wished(rules, ipv6):
         for family in _families(rule, ipv6):
             line = Line(
                 family,
-                rule["action"],
+                rule["action"] + (rule["log"] and f"_{rule['log']}"),
                 rule["proto"],
                 rule["port"],
-                ANY[family],
+                _network(rule["to"], family),
                 "any",
                 _network(rule["from"], family),
                 "",
-                "in",
-                TAG + rule["name"],
+                rule["direction"] + (rule["interface"] and f"_{rule['interface']}"),
+                f"{TAG}{rule['name']} {rule['comment']}".rstrip(),
             )
             known = wish.setdefault(line.match, line)
             if known.action != line.action:
@@ -222,20 +374,32 @@ def _wished(rules, ipv6):
 
 
 def _name(line):
-    return line.comment[len(TAG) :] if line.ours else ""
+    return line.comment[len(TAG) :].partition(" ")[0] if line.ours else ""
 
 
 def _describe(lines, ipv6=True):
     """``ssh: allow tcp 22 from any``: one line for the v4 and the v6 form of a rule from anywhere."""
     families = collections.defaultdict(str)
     for line in lines:
-        source = "any" if line.source == ANY[line.family] else line.source
-        owner = f"{_name(line)}: " if line.ours else ""
-        families[owner + f"{line.action} {line.proto} {line.port} from {source}"] += line.family
+        families[_sentence(line)] += line.family
+    anywhere = {_sentence(line) for line in lines if line.anywhere}
     return [
-        text + (f" (IPv{found} only)" if ipv6 and text.endswith("from any") and len(found) == 1 else "")
+        text + (f" (IPv{found} only)" if ipv6 and text in anywhere and len(found) == 1 else "")
         for text, found in families.items()
     ]
+
+
+def _sentence(line):
+    """One rule in words."""
+    source, to = (("any" if net == ANY[line.family] else net) for net in (line.source, line.to))
+    words = [line.action.replace("_", " ").replace("route:", "route ")]
+    words += [] if line.direction == "in" else [line.direction.replace("_", " on ").replace("!", " ")]
+    words += [line.proto, line.port, "from", source]
+    words += [] if line.sport == "any" else ["port", line.sport]
+    words += [] if to == "any" else ["to", to]
+    words += [f"({name.replace('%20', ' ')})" for name in line.apps.split() if name != "-"]
+    own = line.comment.partition(" ")[2] if line.ours else ""
+    return (f"{_name(line)}: " if line.ours else "") + " ".join(words) + (own and f" # {own}")
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -243,28 +407,39 @@ def _describe(lines, ipv6=True):
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def _missing(lines, wish):
+def _missing(lines, wish, only_ours=False):
     """Wished lines that ufw has to write: not there, or there with another action, or ours under another name."""
     present = {line.match: line for line in lines}
-    return [line for line in wish if not _serves(present.get(line.match), line)]
+    # Only where ufw holds no rule of these very words: that one decides whether it has to write.
+    of_apps = {} if only_ours else {line.packets: line for line in lines if line.apps and not line.ours}
+    return [
+        line
+        for line in wish
+        if not _serves(present.get(line.match) or of_apps.get(line.packets), line, only_ours)
+    ]
 
 
-def _serves(found, line):
+def _serves(found, line, only_ours=False):
     if found is None or found.action != line.action:
         return False
-    return found.comment == line.comment or not found.ours
+    return found.comment == line.comment or not (found.ours or only_ours)
 
 
-def _replaced(lines, wish):
+def _replaced(lines, wish, only_ours=False):
     """Lines in the files that a missing one will replace in place, because ufw takes both for the same rule."""
-    coming = {line.match for line in _missing(lines, wish)}
+    coming = {line.match for line in _missing(lines, wish, only_ours)}
     return [line for line in lines if line.match in coming]
 
 
-def _stale(lines, wish):
-    """Ours that nobody wishes any more."""
-    wished = {line.match for line in wish}
-    return [line for line in lines if line.ours and line.match not in wished]
+def _stale(lines, wish, only_ours=False):
+    """Ours that nobody wishes any more; with ``only_ours`` those of others too."""
+    wished, plain = {line.match for line in wish}, {line.match for line in lines if not line.spelt}
+    return [
+        line
+        for line in lines
+        if (line.ours or only_ours)
+        and (line.match not in wished or (line.spelt and (line.match in plain or not line.ours)))
+    ]
 
 
 def _ports(text):
@@ -277,10 +452,16 @@ def _ports(text):
 
 def _overlap(one, other):
     """Whether a packet can match both lines, so that their order decides."""
-    if one.family != other.family or not ("any" in (one.proto, other.proto) or one.proto == other.proto):
+    if (one.family, one.route, one.way) != (other.family, other.route, other.way):
         return False
-    if not ipaddress.ip_network(one.source).overlaps(ipaddress.ip_network(other.source)):
+    if not ("any" in (one.proto, other.proto) or one.proto == other.proto):
         return False
+    names = {one.interface, other.interface} - {""}
+    if len(names) == 2 and not any(name.endswith("+") for name in names):
+        return False
+    for mine, theirs in ((one.source, other.source), (one.to, other.to)):
+        if not ipaddress.ip_network(mine).overlaps(ipaddress.ip_network(theirs)):
+            return False
     return any(
         first <= other_last and other_first <= last
         for first, last in _ports(one.port)
@@ -322,20 +503,20 @@ def _misplaced(lines, wish):
     return found
 
 
-def _settled(lines, wish):
+def _settled(lines, wish, only_ours=False):
     """The files' lines as they will be before what keeps packets out is added and moved."""
-    new = {line.match: line for line in _missing(lines, wish)}
-    gone = _stale(lines, wish)
+    new = {line.match: line for line in _missing(lines, wish, only_ours)}
+    gone = _stale(lines, wish, only_ours)
     result = [new.pop(line.match, line) for line in lines if line not in gone]
     return result + [line for line in new.values() if line.lets_in]
 
 
-def _outcome(lines, wish):
+def _outcome(lines, wish, only_ours=False):
     """The files' lines as they will be when every wished change is made."""
-    result = _settled(lines, wish)
+    result = _settled(lines, wish, only_ours)
     moved = _misplaced(result, wish)
     there = {line.match for line in result}
-    late = [line for line in _missing(lines, wish) if line.match not in there]
+    late = [line for line in _missing(lines, wish, only_ours) if line.match not in there]
     result = [line for line in result if line not in moved]
     for line in late + moved:
         place = _place(result, line, wish)
@@ -401,6 +582,16 @@ def _assignments(text):
     return dict(found)
 
 
+def _level(text):
+    """The log level that a rule file was written for (``backend_iptables.py``, ``_get_logging_rules``)."""
+    audit = [line for line in text.splitlines() if "[UFW AUDIT] " in line]
+    if not audit:
+        return "low" if "[UFW BLOCK] " in text else "off"
+    if "--ctstate NEW" in audit[0]:
+        return "medium"
+    return "high" if "--limit " in audit[0] else "full"
+
+
 @contextlib.contextmanager
 def _ufw_idle(root):
     """Wait until no ufw is writing: it writes its files in place, so they are cut off for a moment (close_files)."""
@@ -426,6 +617,8 @@ def _files(root=""):
         "installed": bool(defaults),
         "enabled": conf.get("ENABLED", "no").lower() == "yes",
         "loglevel": conf.get("LOGLEVEL", "low"),
+        # The files are what the next start reads; a cut between the two leaves them apart.
+        "logging": {conf.get("LOGLEVEL", "low"), *(_level(texts[family]) for family in families)},
         "ipv6": ipv6,
         **{key: POLICIES.get(defaults.get(f"DEFAULT_{chain}_POLICY", ""), "") for key, chain in DIRECTIONS.items()},
         "lines": [
@@ -531,7 +724,7 @@ def _kernel():
     raise CommandExecutionError("The kernel's packet filter keeps changing while it is read: try again")
 
 
-def _kernel_gaps(files, kernel):
+def _kernel_gaps(files, kernel, directions=ALWAYS):
     """Where the kernel is not what the files say, as sentences; none when the firewall is in force."""
     gaps = []
     for family, wished in files["chains"].items():
@@ -545,7 +738,8 @@ def _kernel_gaps(files, kernel):
                     f"IPv{family}: {chain} holds {chains.get(chain, 0)} rules in the kernel, "
                     f"{wished[chain]} in {RULES[family]}"
                 )
-        for key, chain in DIRECTIONS.items():
+        for key in directions:
+            chain = DIRECTIONS[key]
             policy = "ACCEPT" if files[key] == "allow" else "DROP"
             if kernel[family]["policy"].get(chain) != policy:
                 gaps.append(f"IPv{family}: the policy of {chain} is not {policy} in the kernel")
@@ -565,7 +759,7 @@ def _starts_at_boot(root):
     return bool(root) or not os.path.isdir("/run/systemd/system") or os.path.lexists(BOOT_LINK)
 
 
-def _facts(root=""):
+def _facts(root="", directions=ALWAYS):
     """Files and kernel in one dictionary. A private copy (``root``) has no kernel of its own: its files count alone."""
     files = _files(root)
     if root:
@@ -574,7 +768,7 @@ def _facts(root=""):
     return {
         **files,
         "loaded": _loaded(kernel),
-        "gaps": _kernel_gaps(files, kernel),
+        "gaps": _kernel_gaps(files, kernel, directions),
         "boot": _starts_at_boot(root),
     }
 
@@ -588,9 +782,11 @@ def status(root=""):
         this host.
 
     Returns a dictionary: ``installed``, ``enabled`` (``ENABLED=yes``), ``loaded`` (UFW's chains are in the kernel),
-    ``gaps`` (sentences: where the kernel differs from the files), ``boot`` (its service starts at boot), ``incoming``
-    and ``outgoing`` (``allow``, ``deny``, ``reject``; empty if unknown), ``ipv6``, and ``rules``: one dictionary per
-    tuple with ``family``, ``action``, ``proto``, ``port``, ``from``, ``comment``, ``ours``.
+    ``gaps`` (sentences: where the kernel differs from the files), ``boot`` (its service starts at boot), ``incoming``,
+    ``outgoing`` and ``routed`` (``allow``, ``deny``, ``reject``; empty if unknown), ``logging`` (off, low, medium, high,
+    full; empty if ufw.conf and the rule files differ), ``ipv6``, and ``rules``: one dictionary per
+    tuple with ``family``, ``action``, ``direction`` (``in``, ``out``), ``interface``, ``proto``, ``port``, ``from``,
+    ``to``, ``comment``, ``ours``.
 
     Raises CommandExecutionError if the kernel does not answer.
 
@@ -601,22 +797,30 @@ def status(root=""):
         salt '*' ufw_rules.status
     """
     facts = _facts(root)
-    keys = ("installed", "enabled", "loaded", "gaps", "boot", "incoming", "outgoing", "ipv6")
+    keys = ("installed", "enabled", "loaded", "gaps", "boot", *DIRECTIONS, "ipv6")
     return {
         **{key: facts[key] for key in keys},
+        "logging": _one(facts["logging"]),
         "rules": [
             {
                 "family": line.family,
                 "action": line.action,
+                "direction": line.way,
+                "interface": line.interface,
                 "proto": line.proto,
                 "port": line.port,
                 "from": "any" if line.source == ANY[line.family] else line.source,
+                "to": "any" if line.to == ANY[line.family] else line.to,
                 "comment": line.comment,
                 "ours": line.ours,
             }
             for line in facts["lines"]
         ],
     }
+
+
+def _one(found):
+    return next(iter(found)) if len(found) == 1 else ""
 
 
 def _listening_sshd():
@@ -671,25 +875,36 @@ def sshd_ports():
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def differences(rules, incoming="deny", outgoing="allow", enabled=True, root=""):
+def differences(
+    rules, incoming="deny", outgoing="allow", enabled=True, root="", routed=None, logging=None, only_ours=False
+):
     """
     What :func:`apply` would change. Touches nothing. Starts no process if there is nothing to change, else one
     (``sshd -T``).
 
     rules
         List of rules in the pillar's order, each a dictionary: ``name``; ``action`` allow (default), deny, reject or
-        limit; ``port`` like 22 or ``6000:6010``; ``proto`` tcp (default), udp or any; ``from`` ``any`` (default), an
-        address or a CIDR.
+        limit; ``direction`` in (default) or out; ``interface`` (default: all); ``port`` like 22, ``6000:6010``,
+        ``[80, 443]`` or ``any``; ``proto`` tcp (default), udp, any, or ah, esp, gre, igmp, ipv6, vrrp, which have no
+        ports; ``from`` and ``to`` ``any`` (default), an address or a CIDR; ``family`` any (default), ipv4 or ipv6;
+        ``log`` empty (default), log (new connections) or log-all; ``comment`` one line. In place of ``port`` and
+        ``proto``: ``app``, the name of an application profile.
     incoming, outgoing
         Policy for packets that no rule matches: allow, deny or reject. Default: deny in, allow out.
     enabled
         Whether the firewall is on, now and at boot. Default: true.
     root
         A private copy of UFW's files, see :func:`status`.
+    routed
+        Policy for packets that pass through this host: allow, deny or reject. Default: as it is.
+    logging
+        Log level: off, low, medium, high or full. Default: as it is.
+    only_ours
+        Whether rules that others made go too. Default: false.
 
     Returns a dictionary, empty if all is as wished: ``rules`` (``added``, ``removed``: sentences), ``policies``
-    (``incoming``, ``outgoing``: ``old``, ``new``), ``enabled`` (``old``, ``new``), ``files`` (paths of rule files that
-    were cut off and will be written anew).
+    (``incoming``, ``outgoing``, ``routed``: ``old``, ``new``), ``logging`` and ``enabled`` (``old``, ``new``), ``files``
+    (paths of rule files that were cut off and will be written anew).
 
     Raises SaltInvocationError if the rules are wrong, and CommandExecutionError if they would shut out ssh.
 
@@ -699,43 +914,67 @@ def differences(rules, incoming="deny", outgoing="allow", enabled=True, root="")
 
         salt '*' ufw_rules.differences '[{"name": "ssh", "port": 22}]'
     """
-    return _compare(rules, {"incoming": incoming, "outgoing": outgoing}, enabled, root)[0]
+    wanted = _wanted(rules, incoming, outgoing, enabled, routed, logging, only_ours)
+    return _compare(wanted, root)[0]
 
 
-def _compare(rules, policies, enabled, root):
-    """(changes, facts, wish, sshd's ports); the ports are asked only if something changes and UFW is to be on."""
-    _check_policies(policies)
-    facts = _facts(root)
-    wish = _wished(rules, facts["ipv6"])
-    changes = _changes(facts, wish, policies, enabled)
-    ports = sshd_ports() if changes and enabled else []
-    if changes and enabled:
-        _refuse_lockout(_outcome(facts["lines"], wish), policies, ports)
-    return changes, facts, wish, ports
+class Wanted(NamedTuple):
+    """Everything that is wished of UFW."""
+
+    rules: list
+    policies: dict
+    enabled: bool
+    logging: str | None
+    only_ours: bool
 
 
-def _check_policies(policies):
+def _wanted(rules, incoming, outgoing, enabled, routed, logging, only_ours):
+    policies = {"incoming": incoming, "outgoing": outgoing, "routed": routed}
+    policies = {key: value for key, value in policies.items() if key in ALWAYS or value is not None}
     for key, value in policies.items():
         if value not in POLICIES.values():
             raise SaltInvocationError(f"Found {key} {value!r}; allowed: allow, deny, reject")
+    if logging is not None and logging not in LEVELS:
+        raise SaltInvocationError(f"Found logging {logging!r}; allowed: {', '.join(LEVELS)}")
+    return Wanted(rules, policies, enabled, logging, only_ours)
 
 
-def _changes(facts, wish, policies, enabled):
+def _compare(wanted, root):
+    """(changes, facts, wish, sshd's ports); the ports are asked only if something changes and UFW is to be on."""
+    facts = _facts(root, tuple(wanted.policies))
+    wish = _wished(_expanded(wanted.rules, root), facts["ipv6"])
+    changes = _changes(facts, wish, wanted)
+    ports = sshd_ports() if changes and wanted.enabled else []
+    if changes and wanted.enabled:
+        _refuse_lockout(_outcome(facts["lines"], wish, wanted.only_ours), wanted.policies, ports)
+    return changes, facts, wish, ports
+
+
+def _changes(facts, wish, wanted):
     """Facts against wish, in the form of a state's ``changes``."""
-    lines = facts["lines"]
-    missing = _missing(lines, wish)
-    moved = _misplaced(_settled(lines, wish), wish)
+    lines, only_ours = facts["lines"], wanted.only_ours
+    missing = _missing(lines, wish, only_ours)
+    moved = _misplaced(_settled(lines, wish, only_ours), wish)
     added = _describe(missing, facts["ipv6"]) + [f"{text} (moved)" for text in _describe(moved, False)]
-    removed = _describe(_replaced(lines, wish) + _stale(lines, wish), facts["ipv6"])
+    gone = _replaced(lines, wish, only_ours)
+    gone += [line for line in _stale(lines, wish, only_ours) if line not in gone]
+    removed = _describe(gone, facts["ipv6"])
     changes = {
         "rules": {key: found for key, found in {"added": added, "removed": removed}.items() if found},
         "policies": {
-            key: {"old": facts[key], "new": wished} for key, wished in policies.items() if facts[key] != wished
+            key: {"old": facts[key], "new": wished} for key, wished in wanted.policies.items() if facts[key] != wished
         },
-        "enabled": _switch(facts, enabled),
+        "logging": _logging(facts, wanted.logging),
+        "enabled": _switch(facts, wanted.enabled),
         "files": facts["cut_off"],
     }
     return {key: found for key, found in changes.items() if found}
+
+
+def _logging(facts, wished):
+    if wished is None or facts["logging"] == {wished}:
+        return {}
+    return {"old": ", ".join(sorted(facts["logging"], key=LEVELS.index)), "new": wished}
 
 
 def _switch(facts, enabled):
@@ -819,7 +1058,9 @@ def _alone(root):
         yield
 
 
-def apply(rules, incoming="deny", outgoing="allow", enabled=True, root=""):
+def apply(
+    rules, incoming="deny", outgoing="allow", enabled=True, root="", routed=None, logging=None, only_ours=False
+):
     """
     Bring UFW to the wish: what lets packets in first (ssh before all), then policies if they differ, then what keeps
     packets out, then ours that left the pillar, and the switch last. ``ufw reset`` is never used.
@@ -843,42 +1084,46 @@ def apply(rules, incoming="deny", outgoing="allow", enabled=True, root=""):
 
         salt '*' ufw_rules.apply '[{"name": "ssh", "port": 22}, {"name": "http", "port": 80}]'
     """
+    wanted = _wanted(rules, incoming, outgoing, enabled, routed, logging, only_ours)
     with _alone(root):
-        policies = {"incoming": incoming, "outgoing": outgoing}
-        changes, facts, wish, ports = _compare(rules, policies, enabled, root)
+        changes, facts, wish, ports = _compare(wanted, root)
         if not changes:
             return {}
         _need_ufw()
-        _write_record(root, facts)
+        _write_record(root, facts, wanted)
 
         if _on(facts) and (facts["gaps"] or not enabled):
             # With gaps too: ufw refuses to change a rule while its chains are not all there. Off, it only writes files,
             # and what a run that was cut off left in the kernel shuts nobody out.
             _switch_off(root)
         _complete_files(root, facts)
-        _let_in(root, wish, ports)
+        _let_in(root, wish, ports, only_ours)
         if enabled:
             # The real lines now, not the plan: ufw may have skipped one.
-            _refuse_lockout(_outcome(_files(root)["lines"], wish), policies, ports)
-        _set_policies(root, policies)
-        _keep_out(root, wish)
-        _delete(root, _stale(_files(root)["lines"], wish))
+            _refuse_lockout(_outcome(_files(root)["lines"], wish, only_ours), wanted.policies, ports)
+        _set_policies(root, wanted.policies)
+        _set_logging(root, logging)
+        _keep_out(root, wish, only_ours)
+        _delete(root, _stale(_files(root)["lines"], wish, only_ours))
         if enabled:
-            _enable(root)
+            _enable(root, tuple(wanted.policies))
         return changes
 
 
-def _write_record(root, facts):
-    """How UFW was before our first change, so that clean can put it back. Written once, before that change."""
-    path = root + RECORD
-    if os.path.exists(path):
+def _write_record(root, facts, wanted):
+    """How UFW was before our first change, so that clean can put it back: each thing once, before its first change."""
+    record = _read_record(root)
+    new = {key: facts[key] for key in ("enabled", *wanted.policies)}
+    if wanted.logging is not None:
+        new["logging"] = facts["loglevel"]
+    if not root and not record and not facts["enabled"]:
+        new["sysctls"] = {name: _kernel_setting(name) for name in _sysctls()}
+    if set(new) <= set(record):
         return
-    record = {key: facts[key] for key in ("enabled", "incoming", "outgoing")}
-    if not root and not facts["enabled"]:
-        record["sysctls"] = {name: _kernel_setting(name) for name in _sysctls()}
+    path = root + RECORD
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with salt.utils.atomicfile.atomic_open(path, "w") as file:
-        file.write(json.dumps(record) + "\n")
+        file.write(json.dumps({**new, **record}) + "\n")
         file.flush()
         os.fsync(file.fileno())
 
@@ -941,21 +1186,37 @@ def _complete_files(root, facts):
 
 
 def _commands(lines):
-    """Rule words for each line; one command for the v4 and the v6 line of a rule from anywhere."""
-    matches = {line.match for line in lines}
+    """Rule words for each line; one command for the v4 and the v6 line of a rule from anywhere to anywhere."""
     commands = {}
+    there = collections.Counter(map(_commands_key, lines))
     for line in lines:
-        source = line.source
-        twin = line._replace(
-            family="64"[line.family == "6"],
-            to=ANY["64"[line.family == "6"]],
-            source=ANY["64"[line.family == "6"]],
-        )
-        if source == ANY[line.family] and twin.match in matches:
-            source = "any"
-        words = [line.action, "proto", line.proto, "from", source, "to", "any", "port", line.port]
-        commands.setdefault((*words, "comment", line.comment), []).append(line)
+        both = line.anywhere and not line.spelt and there[_commands_key(line)] == 2
+        commands.setdefault(_rule_words(line, both), []).append(line)
     return commands
+
+
+def _commands_key(line):
+    """The same for the v4 and the v6 line of a rule from anywhere to anywhere."""
+    return line._replace(family="", source="", to="") if line.anywhere else line
+
+
+def _rule_words(line, both=False):
+    """One line in ufw's own grammar (ufw/parser.py); ``both`` families if it is from anywhere to anywhere."""
+    to, source = line.spelt.split() if line.spelt else (line.to, line.source)
+    # The family of a rule from anywhere to anywhere is said by its source: 0.0.0.0/0 is v4, any is both.
+    source = "any" if both else source
+    to = "any" if to == ANY[line.family] else to
+    apps = [name.replace("%20", " ") for name in (line.apps.split() or ["-", "-"])]
+    words = [line.verb]
+    for way in line.direction.split("!"):
+        way, _, interface = way.partition("_")
+        words += [way, "on", interface] if interface else [way] if way == "out" else []
+    words += [line.log] if line.log else []
+    words += [] if line.apps else ["proto", line.proto]
+    for key, network, app, port in (("from", source, apps[1], line.sport), ("to", to, apps[0], line.port)):
+        words += [key, network]
+        words += ["app", app] if app != "-" else ["port", port] if port != "any" else []
+    return (*words, *(["comment", line.comment] if line.comment else []))
 
 
 def _prove(root, lines, present, said):
@@ -967,15 +1228,15 @@ def _prove(root, lines, present, said):
         raise CommandExecutionError(f"The rule {', '.join(_describe(wrong, False))} {what}. ufw said: {said}")
 
 
-def _let_in(root, wish, ports):
+def _let_in(root, wish, ports, only_ours=False):
     """Add the rules that let packets in; those for sshd first."""
-    missing = [line for line in _missing(_files(root)["lines"], wish) if line.lets_in]
+    missing = [line for line in _missing(_files(root)["lines"], wish, only_ours) if line.lets_in]
     missing.sort(key=lambda line: not any(_answers(line, port) for port in ports))
     for words, lines in _commands(missing).items():
         _prove(root, lines, True, _ufw(root, *words))
 
 
-def _keep_out(root, wish):
+def _keep_out(root, wish, only_ours=False):
     """Add or move the rules that keep packets out, each before what it must win against."""
     for line in wish:
         if line.lets_in:
@@ -985,16 +1246,11 @@ def _keep_out(root, wish):
         if moves:
             _delete(root, [other for other in lines if other.match == line.match])
             lines = _files(root)["lines"]
-        if moves or line in _missing(lines, wish):
-            replaced = any(other.match == line.match for other in lines)
-            place = 0 if replaced else _place(lines, line, wish)
-            # ufw counts the v6 rules on from the last v4 one (frontend.py, set_rule).
-            if place and line.family == "6":
-                place += sum(other.family == "4" for other in lines)
+        if moves or line in _missing(lines, wish, only_ours):
+            replaced = any(other.match == line.match and not other.spelt for other in lines)
+            place = 0 if replaced else _number(lines, _place(lines, line, wish), line.family)
             insert = ["insert", str(place)] if place else []
-            words = [line.action, "proto", line.proto, "from", line.source, "to", "any", "port", line.port]
-            said = _ufw(root, *insert, *words, "comment", line.comment)
-            _prove(root, [line], True, said)
+            _prove(root, [line], True, _ufw(root, *insert, *_rule_words(line)))
     wrong = _misplaced(_files(root)["lines"], wish)
     if wrong:
         raise CommandExecutionError(
@@ -1003,10 +1259,27 @@ def _keep_out(root, wish):
         )
 
 
+def _number(lines, place, family):
+    """
+    A place in the family's list as ufw takes it: it counts the v6 rules on from the last v4 one (``frontend.py``,
+    ``set_rule``), and all rules of one application profile as one when it judges whether a number is too high.
+    """
+    counted = {}
+    for other in ("4", "6"):
+        ours = [line for line in lines if line.family == other]
+        plain = sum(not line.apps for line in ours)
+        counted[other] = plain + len({(line.apps, line.to, line.source, line.direction) for line in ours if line.apps})
+    if not place:
+        return 0
+    place = min(place, counted[family])
+    return place + (counted["4"] if family == "6" else 0)
+
+
 def _delete(root, lines):
     # With its comment: ufw then deletes ours only (backend_iptables.py, set_rule).
     for words, deleted in _commands(lines).items():
-        _prove(root, deleted, False, _ufw(root, "delete", *words))
+        route = ["route"] if deleted[0].route else []
+        _prove(root, deleted, False, _ufw(root, *route, "delete", *words))
 
 
 def _switch_off(root):
@@ -1045,6 +1318,16 @@ def _set_policies(root, policies):
             _prove_in_force(root, said)
 
 
+def _set_logging(root, level):
+    facts = _files(root)
+    if level is None or facts["logging"] == {level}:
+        return
+    said = _ufw(root, "logging", level)
+    found = _files(root)["logging"]
+    if found != {level}:
+        raise CommandExecutionError(f"The log level is still {', '.join(sorted(found))}. ufw said: {said}")
+
+
 def _sync_files(root):
     """To the disk: a power cut must not leave ENABLED=yes with rules that were never written."""
     for path in (*RULES.values(), DEFAULTS, CONF):
@@ -1052,10 +1335,10 @@ def _sync_files(root):
             os.fsync(file.fileno())
 
 
-def _enable(root):
+def _enable(root, directions=ALWAYS):
     """Switch UFW on if it is off, now and at boot."""
     _sync_files(root)
-    facts = _facts(root)
+    facts = _facts(root, directions)
     if not facts["boot"]:
         __salt__["service.enable"]("ufw")
         if not _starts_at_boot(root):
@@ -1195,15 +1478,17 @@ def _way_back(root):
     facts, record = _facts(root), _read_record(root)
     ours = [line for line in facts["lines"] if line.ours]
     # Without a record nobody knows what was before; what is now is then the lesser surprise.
-    before = {key: record.get(key) or facts[key] for key in DIRECTIONS}
+    before = {key: record.get(key) or facts[key] for key in DIRECTIONS if key in ALWAYS or key in record}
     before["enabled"] = record.get("enabled", _on(facts))
+    before["logging"] = record.get("logging")
     kept = _needed_for_ssh(facts["lines"], before["incoming"]) if ours and before["enabled"] else []
     gone = [line for line in ours if line not in kept]
-    policies = {key: before[key] for key in DIRECTIONS}
+    policies = {key: before[key] for key in DIRECTIONS if key in before}
     changes = {"rules": {"removed": _describe(gone, facts["ipv6"])}} if gone else {}
     if record or gone:
         lines = [line for line in facts["lines"] if line not in gone]
-        changes = {**_changes({**facts, "lines": lines}, kept, policies, before["enabled"]), **changes}
+        wanted = Wanted([], policies, before["enabled"], before["logging"], False)
+        changes = {**_changes({**facts, "lines": lines}, kept, wanted), **changes}
     if record:
         sysctls = {} if root or before["enabled"] else _old_sysctls(record)
         changes = {**changes, **({"sysctls": sysctls} if sysctls else {}), "record": f"{RECORD} removed"}
@@ -1247,7 +1532,8 @@ def withdraw(root=""):
                 _switch_off(root)
             _put_back_sysctls(changes.get("sysctls", {}))
             _complete_files(root, facts)
-            _set_policies(root, {key: before[key] for key in DIRECTIONS})
+            _set_policies(root, {key: before[key] for key in DIRECTIONS if key in before})
+            _set_logging(root, before["logging"])
             _delete(root, [line for line in _files(root)["lines"] if line.ours and line not in kept])
             if before["enabled"]:
                 _enable(root)

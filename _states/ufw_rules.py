@@ -22,13 +22,24 @@ def __virtual__():
     return __virtualname__
 
 
-def managed(name, rules, incoming="deny", outgoing="allow", enabled=True, root=""):
+def managed(
+    name,
+    rules,
+    incoming="deny",
+    outgoing="allow",
+    enabled=True,
+    root="",
+    routed=None,
+    logging=None,
+    only_ours=False,
+):
     """
     UFW has these rules of ours, these policies, and is on (or off): in its files and in the kernel.
 
     Rules of ours carry the comment ``redis_sidekiq:NAME``; one that is not listed any more is deleted. Rules without
     that comment stay as they are. One that equals a listed rule counts as present and is not taken over; one that
-    matches the same packets with another action is replaced, because ufw holds one action for one match.
+    matches the same packets with another action is replaced, because ufw holds one action for one match. With
+    ``only_ours`` rules of others go, and one that equals a listed rule becomes ours.
 
     A run that would leave no way in by ssh changes nothing and fails, with ``test=True`` too.
 
@@ -36,16 +47,25 @@ def managed(name, rules, incoming="deny", outgoing="allow", enabled=True, root="
         Any text.
     rules
         List of rules in the order in which they are to be tried, each a dictionary: ``name``; ``action`` allow
-        (default), deny, reject or limit; ``port`` like 22 or ``6000:6010``; ``proto`` tcp (default), udp or any;
-        ``from`` ``any`` (default), an address or a CIDR.
+        (default), deny, reject or limit; ``direction`` in (default) or out; ``interface`` (default: all); ``port`` like
+        22, ``6000:6010``, ``[80, 443]`` or ``any``; ``proto`` tcp (default), udp, any, or ah, esp, gre, igmp, ipv6,
+        vrrp, which have no ports; ``from`` and ``to`` ``any`` (default), an address or a CIDR; ``family`` any (default),
+        ipv4 or ipv6; ``log`` empty (default), log or log-all; ``comment`` one line. In place of ``port`` and ``proto``:
+        ``app``, the name of an application profile.
     incoming, outgoing
         Policy for packets that no rule matches: allow, deny or reject. Default: deny in, allow out.
     enabled
         Whether the firewall is on, now and at boot. Default: true.
     root
         A private copy of UFW's files instead of this host's, as for ``ufw --rootdir``.
+    routed
+        Policy for packets that pass through this host: allow, deny or reject. Default: as it is.
+    logging
+        Log level: off, low, medium, high or full. Default: as it is.
+    only_ours
+        Whether rules that others made go too. Default: false.
 
-    ``changes`` holds ``rules`` (``added``, ``removed``), ``policies`` and ``enabled`` (``old``, ``new``).
+    ``changes`` holds ``rules`` (``added``, ``removed``), ``policies``, ``logging`` and ``enabled`` (``old``, ``new``).
 
     .. code-block:: yaml
 
@@ -56,7 +76,15 @@ def managed(name, rules, incoming="deny", outgoing="allow", enabled=True, root="
                 - {name: redis_6379, port: 6379, from: 10.0.0.0/8}
     """
     ret = {"name": name, "result": True, "changes": {}, "comment": "UFW is as wished"}
-    wish = {"incoming": incoming, "outgoing": outgoing, "enabled": enabled, "root": root}
+    wish = {
+        "incoming": incoming,
+        "outgoing": outgoing,
+        "enabled": enabled,
+        "root": root,
+        "routed": routed,
+        "logging": logging,
+        "only_ours": only_ours,
+    }
     changes = {}
     try:
         changes = __salt__["ufw_rules.differences"](rules, **wish)
@@ -125,7 +153,7 @@ def _made(planned, function, *args, **kwargs):
         "policies": {
             key: new for key, new in planned.get("policies", {}).items() if key not in left.get("policies", {})
         },
-        "enabled": planned.get("enabled", {}) if "enabled" not in left else {},
+        **{key: planned.get(key, {}) if key not in left else {} for key in ("logging", "enabled")},
     }
     return {key: found for key, found in made.items() if found}
 
@@ -135,6 +163,8 @@ def _sentence(changes):
     rules = changes.get("rules", {})
     parts = [f"{key} {', '.join(found)}" for key, found in rules.items()]
     parts += [f"{key} {new['old'] or 'unset'} -> {new['new']}" for key, new in changes.get("policies", {}).items()]
+    if "logging" in changes:
+        parts.append(f"logging {changes['logging']['old']} -> {changes['logging']['new']}")
     if "enabled" in changes:
         old, new = changes["enabled"]["old"], changes["enabled"]["new"]
         parts.append(f"put in force again ({old})" if isinstance(old, str) else f"switched {'on' if new else 'off'}")

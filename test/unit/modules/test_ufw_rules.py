@@ -179,6 +179,19 @@ def test_rule_from_anywhere_makes_both_families_or_one_if_ipv6_is_off(ufw_rules)
         ({"name": "a", "port": "22\n"}, "port"),
         ({"name": "a", "port": 1, "action": "accept"}, "allow, limit, deny, reject"),
         ({"name": "a", "port": 1, "proto": "sctp"}, "tcp, udp, any"),
+        ({"name": "a", "port": 1, "proto": "gre"}, "has no ports"),
+        ({"name": "a", "port": "1,2", "proto": "any"}, "tcp or udp"),
+        ({"name": "a", "port": ",".join(map(str, range(1, 17)))}, "at most 15"),
+        ({"name": "a", "port": 1, "direction": "both"}, "in, out"),
+        ({"name": "a", "port": 1, "interface": "eth0;id"}, "interface"),
+        ({"name": "a", "port": 1, "interface": "in"}, "interface 'in'"),
+        ({"name": "a", "port": 1, "log": "yes"}, "log, log-all"),
+        ({"name": "a", "port": 1, "comment": "it's"}, "comment"),
+        ({"name": "a", "port": 1, "comment": "two\nlines"}, "comment"),
+        ({"name": "a", "port": 1, "family": "ipv5"}, "any, ipv4, ipv6"),
+        ({"name": "a", "port": 1, "family": "ipv6", "from": "10.0.0.1"}, "is IPv4"),
+        ({"name": "a", "port": 1, "from": "10.0.0.1", "to": "fd00::1"}, "is IPv6"),
+        ({"name": "a", "proto": "igmp", "from": "fd00::1"}, "protocol of IPv4 alone"),
         ({"name": "a", "port": 1, "from": "example.org"}, "a CIDR like 10.0.0.0/8"),
         ({"name": "a", "port": 1, "form": "10.0.0.1"}, "unknown keys form"),
     ],
@@ -268,10 +281,126 @@ def test_untagged_rule_with_another_action_is_replaced_and_reported(ufw_rules):
     assert ufw_rules._outcome(before, wish) == wish
 
 
-def test_app_and_interface_rules_are_other_rules(ufw_rules):
+def test_rule_on_an_interface_is_another_rule(ufw_rules):
     wish = lines(ufw_rules, SSH)
-    before = [foreign(wish[0])._replace(apps="OpenSSH -"), foreign(wish[0])._replace(direction="in_eth0")]
-    assert ufw_rules._missing(before, wish) == wish
+    assert ufw_rules._missing([foreign(wish[0])._replace(direction="in_eth0")], wish) == wish
+
+
+def test_rule_of_an_application_profile_is_the_rule_of_its_ports(ufw_rules):
+    wish = lines(ufw_rules, SSH)
+    profile = [foreign(line)._replace(apps="OpenSSH -") for line in wish]
+    assert ufw_rules._missing(profile, wish) == []
+    assert ufw_rules._missing([line._replace(action="deny") for line in profile], wish) == wish
+    assert ufw_rules._stale(profile + wish, wish) == [], "what is there already stays"
+    assert ufw_rules._missing(profile, wish, True) == wish
+    assert ufw_rules._stale(profile, wish, True) == profile
+
+
+def test_only_ours_takes_over_what_is_wished_and_drops_the_rest(ufw_rules):
+    wish = lines(ufw_rules, SSH)
+    before = [foreign(line) for line in lines(ufw_rules, SSH, HTTP)]
+    route = before[0]._replace(action="route:allow", direction="in_eth0!out_eth1")
+    assert ufw_rules._outcome([*before, route], wish, True) == wish
+    assert ufw_rules._outcome(wish, wish, True) == wish
+
+
+def test_host_bits_that_ufw_keeps_are_the_same_rule(ufw_rules):
+    text = "### tuple ### allow tcp 22 ::/0 any 2001:db8::9/32 in"
+    kept, [wished] = ufw_rules._parse_line(text, "6"), lines(ufw_rules, rule("ssh", 22, source="2001:db8::/32"))
+    assert kept.match == wished.match and ufw_rules._missing([kept], [wished]) == []
+    assert "2001:db8::9/32" in ufw_rules._rule_words(kept), "ufw finds it by its own spelling alone"
+    assert ufw_rules._stale([kept, wished], [wished], True) == [kept]
+
+
+@pytest.mark.parametrize(
+    ("more", "words", "sentence"),
+    [
+        ({}, "allow proto tcp from any to any port 22", "allow tcp 22 from any"),
+        ({"direction": "out"}, "allow out proto tcp from any to any port 22", "allow out tcp 22 from any"),
+        ({"interface": "eth0"}, "allow in on eth0 proto tcp from any to any port 22", "allow in on eth0 tcp 22 from any"),
+        ({"log": "log-all"}, "allow log-all proto tcp from any to any port 22", "allow log-all tcp 22 from any"),
+        (
+            {"direction": "out", "interface": "wg0", "log": "log", "action": "reject"},
+            "reject out on wg0 log proto tcp from any to any port 22",
+            "reject log out on wg0 tcp 22 from any",
+        ),
+        (
+            {"to": "10.1.2.3", "from": "10.0.0.7/8"},
+            "allow proto tcp from 10.0.0.0/8 to 10.1.2.3 port 22",
+            "allow tcp 22 from 10.0.0.0/8 to 10.1.2.3",
+        ),
+        ({"to": "fd00::1"}, "allow proto tcp from ::/0 to fd00::1 port 22", "allow tcp 22 from any to fd00::1"),
+        ({"family": "ipv6"}, "allow proto tcp from ::/0 to any port 22", "allow tcp 22 from any (IPv6 only)"),
+        ({"port": [443, "80", "6000:6010"]}, "allow proto tcp from any to any port 80,443,6000:6010", "80,443,6000:6010"),
+        ({"port": "any", "proto": "any"}, "allow proto any from any to any", "allow any any from any"),
+        ({"port": "", "proto": "esp"}, "allow proto esp from any to any", "allow esp any from any"),
+        ({"port": "", "proto": "igmp"}, "allow proto igmp from 0.0.0.0/0 to any", "allow igmp any from any (IPv4 only)"),
+        ({"comment": 'a "b" $(c)'}, "allow proto tcp from any to any port 22", 'allow tcp 22 from any # a "b" $(c)'),
+    ],
+)
+def test_rule_as_a_command_and_in_words(ufw_rules, more, words, sentence):
+    wish = lines(ufw_rules, {"name": "r", "port": 22, **more})
+    [found] = ufw_rules._commands(wish)
+    comment = " ".join(filter(None, ("redis_sidekiq:r", more.get("comment"))))
+    assert found == (*words.split(), "comment", comment)
+    assert all(sentence in text for text in ufw_rules._describe(wish)) and len(ufw_rules._describe(wish)) == 1
+    for line in wish:
+        assert ufw_rules._parse_line(written(line), line.family) == line and ufw_rules._name(line) == "r"
+
+
+def test_rules_of_others_as_commands(ufw_rules):
+    texts = {
+        "route:allow tcp 80 0.0.0.0/0 any 10.0.0.0/8 in_eth0!out_eth1": "allow in on eth0 out on eth1 proto tcp from "
+        "10.0.0.0/8 to any port 80",
+        "allow any 137,138/udp 0.0.0.0/0 any 0.0.0.0/0 Samba%20X - in": "allow from 0.0.0.0/0 to any app Samba X",
+        "deny_log udp any 0.0.0.0/0 53 0.0.0.0/0 out comment=68690a": "deny out log proto udp from 0.0.0.0/0 port 53 to "
+        "any comment hi\n",
+    }
+    for text, words in texts.items():
+        line = ufw_rules._parse_line(f"### tuple ### {text}", "4")
+        assert " ".join(ufw_rules._rule_words(line)) == words
+
+
+def test_order_matters_only_where_a_packet_can_match_both(ufw_rules):
+    def overlap(one, other):
+        return ufw_rules._overlap(
+            *(lines(ufw_rules, {"name": "r", "port": 80, "family": "ipv4", **more})[0] for more in (one, other))
+        )
+
+    assert overlap({}, {"port": [79, 80]}) and overlap({}, {"interface": "eth0"}) and overlap({}, {"port": "any"})
+    assert overlap({"interface": "eth+"}, {"interface": "eth0"}) and overlap({"to": "10.0.0.1"}, {"to": "10.0.0.0/8"})
+    assert not overlap({}, {"direction": "out"}) and not overlap({"interface": "eth0"}, {"interface": "eth1"})
+    assert not overlap({"to": "10.0.0.1"}, {"to": "10.0.0.2"}) and not overlap({"proto": "esp", "port": ""}, {})
+
+
+def test_application_profile_of_a_rule(ufw_rules, tmp_path):
+    (tmp_path / "etc/ufw/applications.d").mkdir(parents=True)
+    (tmp_path / "etc/ufw/applications.d/x").write_text("[Web Full]\nports=443,80/tcp|53\n[broken]\ntitle=%(x)s\n")
+    expanded = ufw_rules._expanded([{"name": "w", "app": "Web Full", "from": "10.0.0.1"}], str(tmp_path))
+    assert [line.port for line in ufw_rules._wished(expanded, True)] == ["80,443", "53"]
+    with pytest.raises(SaltInvocationError, match="'OpenSSH'.*known here: Web Full, broken"):
+        ufw_rules._expanded([{"name": "w", "app": "OpenSSH"}], str(tmp_path))
+    with pytest.raises(SaltInvocationError, match="take them out"):
+        ufw_rules._expanded([{"name": "w", "app": "Web Full", "port": 1}], str(tmp_path))
+
+
+def test_number_as_ufw_counts(ufw_rules):
+    """All rules of one profile are one to ufw when it looks whether a number is too high."""
+    v4 = [line for line in lines(ufw_rules, SSH, HTTP, rule("x", 81)) if line.family == "4"]
+    apps = [foreign(line)._replace(apps="Web -") for line in v4[1:]]
+    before = [v4[0], *apps, *lines(ufw_rules, rule("six", 7, source="fd00::/8"))]
+    assert ufw_rules._number(before, 3, "4") == 2 and ufw_rules._number(before, 1, "6") == 3
+    assert ufw_rules._number(before, 0, "6") == 0
+
+
+def test_log_level_of_a_rule_file(ufw_rules, recorded):
+    _, root = recorded
+    assert ufw_rules.status(root)["logging"] == "low"
+    low = '-A ufw-logging-deny -j LOG --log-prefix "[UFW BLOCK] " -m limit --limit 3/min'
+    audit = f'{low}\n-I ufw-before-logging-input -j LOG --log-prefix "[UFW AUDIT] "'
+    found = [ufw_rules._level(text) for text in ("", low, f"{audit} -m conntrack --ctstate NEW -m limit --limit 3/min")]
+    assert found == ["off", "low", "medium"]
+    assert [ufw_rules._level(text) for text in (f"{audit} -m limit --limit 3/min", audit)] == ["high", "full"]
 
 
 def test_rule_that_left_the_pillar_is_stale(ufw_rules):
