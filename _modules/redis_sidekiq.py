@@ -18,9 +18,12 @@ from __future__ import annotations
 import grp
 import hashlib
 import ipaddress
+import math
 import os
 import pwd
 import re
+import socket
+import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
@@ -30,6 +33,7 @@ import salt.utils.path
 from salt.exceptions import SaltInvocationError
 
 if TYPE_CHECKING:
+    __context__: dict[str, Any] = {}
     __grains__: dict[str, Any] = {}
     __opts__: dict[str, Any] = {}
     __pillar__: dict[str, Any] = {}
@@ -89,6 +93,9 @@ class Entries(NamedTuple):
 ROLES = ("redis", "firewall", "sidekiq", "deploy")  # in the order in which they are set up
 VERBS = ("restart", "start", "stop")
 POLICIES = ("allow", "deny", "reject")
+MINE_LASTS = 30  # s
+TGT_TYPES = ("glob", "list", "pcre", "compound", "grain", "grain_pcre", "pillar", "pillar_pcre", "nodegroup", "ipcidr")
+PORTLESS = ("ah", "esp", "gre", "igmp", "ipv6", "vrrp")  # ufw/util.py, portless_protocols
 RESTARTS = ("never", "when_needed", "window")
 EVICTION = (
     "noeviction",
@@ -342,6 +349,45 @@ BACKUP_OF_INSTANCE = Section(
     },
 )
 
+ALLOW_FROM_MINE = Section(
+    "Who may reach this port besides `allow_from`: the addresses that other minions have sent to Salt's mine. A new worker "
+    "is let in by the next run after it has sent its own. The mine is asked only if `target` is set and the minion has the "
+    "roles redis and firewall.",
+    {
+        "target": Setting(
+            "word or empty",
+            "",
+            "Which minions. By their names rather than by grains: a minion may say of itself what it likes. Empty: none.",
+            example="worker*",
+        ),
+        "tgt_type": Setting(
+            "choice",
+            "glob",
+            "How `target` is to be understood, as in `mine.get`.",
+            choices=TGT_TYPES,
+            example="compound",
+        ),
+        "function": Setting(
+            "mine function",
+            "network.ip_addrs",
+            "What they have sent: a function, or an alias of the mine, that returns addresses.",
+        ),
+        "networks": Setting(
+            "list of network",
+            [],
+            "Of these addresses only those in one of these networks count; `[]` is all. Loopback and link-local ones never "
+            "count.",
+            example=["10.0.0.0/8"],
+        ),
+        "may_be_empty": Setting(
+            "boolean",
+            False,
+            "May the mine know no address yet? Off: an empty answer stops the run, and what is open stays open. On: an empty "
+            "answer is nobody.",
+        ),
+    },
+)
+
 INSTANCES = Entries(
     "One Redis server per port, `/etc/redis/PORT.conf` and `/var/redis/PORT`. A new one stands beside the default one; "
     "`6379: null` takes that away.",
@@ -400,6 +446,7 @@ INSTANCES = Entries(
             "Who may reach this port, and that of TLS, through the firewall. Nobody by default; never everybody.",
             example=["10.0.0.0/24"],
         ),
+        "allow_from_mine": ALLOW_FROM_MINE,
         "maxmemory": Setting(
             "size",
             "",
@@ -537,8 +584,8 @@ REDIS = Section(
 )
 
 RULES_OF_FIREWALL = Entries(
-    "What comes in, by name; `http: null` takes a default rule away. A new rule of your own lets in, unless `action` "
-    "says otherwise.",
+    "What comes in or goes out, by name; `http: null` takes a default rule away. A new rule of your own lets in, unless "
+    "`action` says otherwise. The first rule that matches decides.",
     "rule name",
     "NAME",
     {"ssh": {"port": 22}, "http": {"port": 80}, "https": {"port": 443}},
@@ -549,9 +596,30 @@ RULES_OF_FIREWALL = Entries(
             "What to do; `limit` lets in, but not more than 6 connections in 30 s from one address.",
             choices=("allow", "limit", "deny", "reject"),
         ),
-        "port": Setting("ports", REQUIRED, "The port, or a range in quotes.", example="6000:6010"),
+        "direction": Setting("choice", "in", "For what comes in, or what goes `out`.", choices=("in", "out")),
+        "interface": Setting(
+            "interface or empty", "", "Only on this interface; `eth+` is all whose names begin so. Empty: on all.", example="eth0"
+        ),
+        "port": Setting(
+            "ports or empty",
+            "",
+            "The port, a range in quotes, a list of them, the name of a service in `/etc/services`, or `any`. It must be "
+            "given, but for `app` and for protocols without ports.",
+            example=[80, 443, "6000:6010"],
+        ),
+        "app": Setting(
+            "app profile or empty",
+            "",
+            "In place of `port` and `proto`: an application profile of `/etc/ufw/applications.d`. Its ports count at each "
+            "run; the rule is made of these.",
+            example="OpenSSH",
+        ),
         "proto": Setting(
-            "choice", "tcp", "The protocol; tcp, which ssh, http and Redis speak.", choices=("tcp", "udp", "any")
+            "choice",
+            "tcp",
+            "The protocol; tcp, which ssh, http and Redis speak. From `ah` on they have no ports; `igmp` and `ipv6` (6in4) "
+            "are of IPv4 alone.",
+            choices=("tcp", "udp", "any", *PORTLESS),
         ),
         "from": Setting(
             "list of network",
@@ -559,11 +627,32 @@ RULES_OF_FIREWALL = Entries(
             "From where; `[]` is anywhere, which is what ssh and the web need.",
             example=["10.0.0.0/8"],
         ),
+        "to": Setting(
+            "list of network",
+            [],
+            "To which addresses: of this host's where it comes in. `[]` is all.",
+            example=["10.0.0.5"],
+        ),
+        "family": Setting("choice", "any", "Only for IPv4 or IPv6.", choices=("any", "ipv4", "ipv6")),
+        "log": Setting(
+            "choice",
+            None,
+            "Log what matches: the new connections (`log`) or every packet (`log-all`), with ufw's limit.",
+            choices=("log", "log-all"),
+            null="no",
+            example="log",
+        ),
+        "comment": Setting(
+            "comment",
+            "",
+            "A remark, shown by `ufw status` after the name of the rule.",
+            example="the office",
+        ),
     },
 )
 
 FIREWALL = Section(
-    "UFW. Rules that others made stay as they are.",
+    "UFW. Rules that others made stay as they are, unless `only_ours` says otherwise.",
     {
         "enabled": Setting(
             "boolean", True, "Is the firewall on? On: a Redis that someone binds wrongly stays unreachable."
@@ -576,6 +665,28 @@ FIREWALL = Section(
         ),
         "outgoing": Setting(
             "choice", "allow", "The same for connections that go out: jobs call other services.", choices=POLICIES
+        ),
+        "routed": Setting(
+            "choice",
+            None,
+            "The same for what passes through this host, like the traffic of containers.",
+            choices=POLICIES,
+            null="as it is",
+            example="deny",
+        ),
+        "logging": Setting(
+            "choice",
+            None,
+            "What ufw logs: from `low`, what it refuses, to `full`, every packet.",
+            choices=("off", "low", "medium", "high", "full"),
+            null="as it is",
+            example="low",
+        ),
+        "only_ours": Setting(
+            "boolean",
+            False,
+            "Do the rules that others made go? Off: other formulas and people may have their own. `test=True` names those "
+            "that would go; `redis_sidekiq.clean` does not bring them back.",
         ),
         "rules": RULES_OF_FIREWALL,
     },
@@ -990,6 +1101,7 @@ def _examine(said: Any) -> tuple[dict[str, Any], Problems]:
         )
     wish = _read(CONTRACT, said, ROOT, problems)
     _read_version_from_source(wish["redis"], said, problems)
+    _read_mine(wish, problems)
     for rule in RULES:
         rule(wish, problems)
     return wish, problems
@@ -1251,8 +1363,9 @@ def _read_watchdog(value, setting):
 def _read_choice(value, setting):
     if value not in setting.choices or not isinstance(value, str):
         # YAML reads a bare no, off, yes or on as a boolean.
-        word = {False: "no", True: "yes"}.get(value) if isinstance(value, bool) else str(value)
-        raise Wrong(f"write it in quotes: '{word}'" if word in setting.choices else "")
+        words = {False: ("no", "off"), True: ("yes", "on")}[value] if isinstance(value, bool) else (str(value),)
+        word = next((word for word in words if word in setting.choices), "")
+        raise Wrong(f"write it in quotes: '{word}'" if word else "")
     return value
 
 
@@ -1268,15 +1381,48 @@ def _read_instance(value, _):
 
 
 def _read_ports(value, _):
+    """Ports as ufw writes them: ``22``, ``6000:6010``, ``80,443``, ``any``."""
+    if value == "any":
+        return "any"
+    if not isinstance(value, (list, tuple)):
+        return _read_one_port(value)
+    ports = [_read_one_port(port) for port in value]
+    if not ports or len(set(ports)) != len(ports):
+        raise Wrong("name each port once")
+    if sum(1 + (":" in port) for port in ports) > 15:
+        raise Wrong("a rule holds 15 ports, and a range counts as two; write another rule")  # ufw/common.py, set_port
+    return ",".join(sorted(ports, key=lambda port: [int(end) for end in port.split(":")]))
+
+
+def _read_one_port(value):
     text = str(value)
     if isinstance(value, str) and text.isdecimal():
         raise Wrong("write it without quotes")
+    if isinstance(value, str) and re.fullmatch(r"[A-Za-z][A-Za-z0-9-]+", value):
+        try:
+            return str(socket.getservbyname(value))
+        except OSError:
+            raise Wrong("no service of this name is in /etc/services; write its number") from None
     match = re.fullmatch(r"([1-9]\d{0,4})(?::([1-9]\d{0,4}))?", text)
     if isinstance(value, bool) or not match or not all(int(port) <= 65535 for port in match.groups() if port):
-        raise Wrong("a rule names one port or one range; write a rule for each" if "," in text else "")
+        numbers = re.sub(r"\s*,\s*", ", ", text)
+        raise Wrong(f"write a list: [{numbers}]" if "," in text and isinstance(value, str) else "")
     if match[2] and int(match[1]) >= int(match[2]):
         raise Wrong("a range goes from the lower port to the higher one")
     return text
+
+
+def _read_interface(value: str) -> str:
+    # Words of ufw's own grammar, which it would not take for a name (ufw/parser.py).
+    if value in ("any", "app", "comment", "from", "in", "log", "log-all", "on", "out", "port", "proto", "to", ".", ".."):
+        raise Wrong("ufw cannot tell this name from its own words")
+    return value
+
+
+def _read_comment(value: str) -> str:
+    if value != value.strip() or not value.isprintable():
+        raise Wrong("without blanks around it and characters that cannot be seen")
+    return value
 
 
 def _read_network(value, _):
@@ -1497,16 +1643,23 @@ KINDS = {
         lambda _: {"anyOf": [{"const": ""}, _port_schema]},
         _read_instance,
     ),
-    "ports": Kind(
-        lambda _: "a port from 1 to 65535, or a range like '6000:6010'",
-        lambda _: {
-            "type": ["integer", "string"],
-            "minimum": 1,
-            "maximum": 65535,
-            "pattern": "^[1-9][0-9]*:[1-9][0-9]*$",
-        },
-        _read_ports,
+    "ports or empty": _or_empty(
+        Kind(
+            lambda _: "a port from 1 to 65535, a range like '6000:6010', a list of them, a service's name, or any",
+            lambda _: {
+                "type": ["integer", "string", "array"],
+                "minimum": 1,
+                "maximum": 65535,
+                "pattern": "^([1-9][0-9]*:[1-9][0-9]*|[A-Za-z][A-Za-z0-9-]+)$",
+            },
+            _read_ports,
+        )
     ),
+    "interface or empty": _or_empty(
+        _text("the name of an interface like eth0", r"[A-Za-z0-9_.+,=%@-]{1,15}", _read_interface)
+    ),
+    "app profile or empty": _or_empty(_text("the name of an application profile like OpenSSH", r"[A-Za-z0-9][A-Za-z0-9 _.+-]*")),
+    "comment": _text("one line of text without ', which ufw does not take", r"[^'\x00-\x1f\x7f]{0,200}", _read_comment),
     "network": Kind(
         lambda _: "an address or a network like 10.0.0.0/24 or fd00::/8", lambda _: {"type": "string"}, _read_network
     ),
@@ -1593,6 +1746,7 @@ KINDS = {
     "sudoers name": _text("a file name of letters, digits, _ and -; sudo skips others", r"[A-Za-z0-9_-]{1,64}"),
     "environment": _text("a name of letters, digits, _ and -", r"[A-Za-z0-9_-]+"),
     "package": _text("a package's name", r"[a-z0-9][a-z0-9+.-]+"),
+    "mine function": _text("a function like network.ip_addrs, or an alias of the mine", r"[A-Za-z0-9_.-]+"),
     "word": _word,
     "word or empty": _or_empty(_word),
 }
@@ -1790,6 +1944,68 @@ def _read_version_from_source(redis: dict[str, Any], said: Any, problems: Proble
         )
 
 
+def _read_mine(wish, problems: Problems) -> None:
+    """What the mine knows of ``allow_from_mine`` goes to ``allow_from``, and is judged as if it stood there."""
+    if not {"redis", "firewall"} <= set(wish["roles"]) or problems.at(f"{R}:instances"):
+        return
+    for name, entry in wish["redis"]["instances"].items():
+        if entry["allow_from_mine"]["target"]:
+            found = _addresses(entry["allow_from_mine"], f"{R}:instances:{name}:allow_from_mine", problems)
+            entry["allow_from"] += [address for address in found if address not in entry["allow_from"]]
+
+
+def _addresses(mine: dict[str, Any], path: str, problems: Problems) -> list[str]:
+    """
+    The addresses that the mine knows, as networks, sorted. A mine that does not answer, or with something else, is a
+    mistake: else the rules of all workers would go for want of an answer.
+    """
+    ask = f"`salt-call mine.get '{mine['target']}' {mine['function']} {mine['tgt_type']}`"
+    try:
+        answer = _ask_mine(mine["target"], mine["function"], mine["tgt_type"])
+    except Exception as exc:  # whatever the transport raises
+        problems.add(path, f"the mine does not answer ({str(exc) or type(exc).__name__}); see {ask}")
+        return []
+    if not isinstance(answer, dict):
+        problems.add(path, f"the mine does not answer; see {ask}")
+        return []
+    networks, found = [ipaddress.ip_network(network) for network in mine["networks"]], set()
+    for minion, sent in sorted(answer.items()):
+        for value in [sent] if isinstance(sent, str) else sent if isinstance(sent, (list, tuple)) else [None]:
+            address = _address(value)
+            if address is None:
+                problems.add(path, f"found {_found(value)} from the minion {_name(minion)}; allowed: addresses. See {ask}")
+            elif not (address.is_loopback or address.is_link_local) and (
+                not networks or any(address in network for network in networks)
+            ):
+                found.add(ipaddress.ip_network(address))
+    if not found and not mine["may_be_empty"] and not problems.at(path):
+        problems.add(
+            path,
+            f"the mine knows no address of {mine['target']!r}; have them sent by `salt '{mine['target']}' mine.send "
+            f"{mine['function']}`, or set may_be_empty. What is open stays open until then",
+        )
+    return [str(network) for network in sorted(found, key=lambda network: (network.version, network))]
+
+
+def _address(value: Any) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """An address of one host; nothing that would open a port to more."""
+    try:
+        address = ipaddress.ip_address(value) if isinstance(value, str) else None
+    except ValueError:
+        return None
+    return None if address is None or address.is_unspecified or address.is_multicast else address
+
+
+def _ask_mine(*question: str) -> Any:
+    """Each question once in a run: settings are asked for by every SLS file."""
+    kept = __context__.setdefault(f"{ROOT}.mine", {})
+    asked, answer = kept.get(question, (-math.inf, None))
+    if time.monotonic() - asked > MINE_LASTS:
+        answer = __salt__["mine.get"](*question)
+        kept[question] = (time.monotonic(), answer)
+    return answer
+
+
 def _source_is_verified(wish, problems):
     """A `source` of your own needs a `source_hash`, and so does a release whose digest is not shipped; `flavor: valkey` needs
     both."""
@@ -1946,41 +2162,55 @@ def _redis_is_not_open_to_everybody(wish, problems):
         return
     for name, rule in wish["firewall"]["rules"].items():
         path = f"{F}:rules:{name}"
-        if problems.at(path) or rule["action"] not in ("allow", "limit") or rule["proto"] == "udp":
+        if problems.at(path) or rule["action"] not in ("allow", "limit") or rule["direction"] == "out":
             continue
         if rule["from"] and not _is_everywhere(rule["from"]):
             continue
         for port in sorted({port for _, entry_ports in _ports(wish) for _, port in entry_ports}):
-            if _covers(rule["port"], port):
+            if _covers(rule, port):
                 problems.add(path, f"opens port {port}, a Redis instance, to anywhere; list networks in its allow_from")
 
 
 def _rules_suit_ufw(wish, problems):
-    """A range of ports needs `proto` tcp or udp, and no name of a rule is one of ours."""
+    """A rule has a `port`, unless it has an `app` or its `proto` has no ports; a range or a list of ports needs `proto` tcp or
+    udp. `from`, `to` and `family` are of one family. No name of a rule is one of ours."""
     for name, rule in wish["firewall"]["rules"].items():
         path = f"{F}:rules:{name}"
-        if not problems.at(path) and rule["proto"] == "any" and ":" in rule["port"]:
-            problems.add(f"{path}:proto", "found 'any'; allowed with a range of ports: tcp or udp")
         if re.fullmatch(r"redis_\d+(_tls)?", name):
             problems.add(path, "this name is kept for allow_from of a Redis instance; take another")
+        if problems.at(path):
+            continue
+        portless, port = rule["proto"] in PORTLESS, rule["port"]
+        if rule["app"] and (port or rule["proto"] != "tcp"):
+            problems.add(path, "app says port and proto; take them out")
+        elif portless and port not in ("", "any"):
+            problems.add(f"{path}:port", f"found {port!r}, but the protocol {rule['proto']} has no ports")
+        elif not (port or portless or rule["app"]):
+            problems.add(f"{path}:port", "must be given; allowed: a port from 1 to 65535, a range, a list, or any")
+        elif rule["proto"] == "any" and re.search("[:,]", port):
+            problems.add(f"{path}:proto", "found 'any'; allowed with a range or a list of ports: tcp or udp")
+        elif not list(_pairs(rule)):
+            problems.add(path, "from, to, family and proto have no family in common; take one of them out")
 
 
 def _rules_agree(wish, problems):
-    """No two rules of the firewall say different things about the same port, protocol and source."""
+    """No two rules of the firewall say different things about the same packets."""
     if problems.at(f"{F}:rules", f"{R}:instances"):
         return
     first = {}
     for rule in _firewall_rules(wish):
-        other = first.setdefault((rule["port"], rule["proto"], rule["from"]), rule)
-        if other["action"] != rule["action"]:
+        other = first.setdefault(tuple(rule.get(key) for key in _MATCHED), rule)
+        if (other["action"], other.get("log")) != (rule["action"], rule.get("log")):
             of_ours = rule["name"] not in wish["firewall"]["rules"]
             path = (
                 f"{R}:instances:{rule['name'].split('_')[1]}:allow_from" if of_ours else f"{F}:rules:{rule['name']}"
             )
+            says, others = (f"{one['action']} {one.get('log', '')}".strip() for one in (rule, other))
+            what = f"app {rule['app']}" if "app" in rule else f"port {rule['port']}/{rule['proto']}"
             problems.add(
                 path,
-                f"says {rule['action']} for port {rule['port']}/{rule['proto']} from {rule['from']}, "
-                f"but the rule {other['name']} says {other['action']}; keep one of them",
+                f"says {says} for {what} from {rule['from']}, "
+                f"but the rule {other['name']} says {others}; keep one of them",
             )
 
 
@@ -1990,11 +2220,14 @@ def _ssh_stays_reachable(wish, problems):
     if "firewall" not in wish["roles"] or not firewall["enabled"] or problems.at(F, f"{R}:instances"):
         return
     ssh = firewall["rules"].get("ssh")
-    port = int(ssh["port"].partition(":")[0]) if ssh else 22
+    first = re.match(r"\d+", ssh["port"]) if ssh else None
+    port = int(first[0]) if first else 22
     verdict = firewall["incoming"]
     for rule in _firewall_rules(wish):
+        if rule.get("direction") == "out" or not _covers(rule, port):
+            continue
         lets_in = rule["action"] in ("allow", "limit")
-        if rule["proto"] != "udp" and _covers(rule["port"], port) and (lets_in or rule["from"] == "any"):
+        if lets_in or (rule["from"] == "any" and not {"to", "interface", "family"} & set(rule)):
             verdict = rule["action"]  # the first rule that matches decides
             break
     if verdict not in ("allow", "limit"):
@@ -2267,11 +2500,14 @@ def _salt_call() -> str:
 
 
 def _releases(function: str) -> Callable:
+    return _sibling(f"redis_releases.{function}")
+
+
+def _sibling(name: str) -> Callable:
     """
-    A function of the sibling module. On a bare minion both files are synced in the middle of the run that asks here,
+    A function of a sibling module. On a bare minion both files are synced in the middle of the run that asks here,
     and Salt 3008 looks for newer files no more once a miss made it load all (salt/utils/lazy.py, ``loaded``).
     """
-    name = f"redis_releases.{function}"
     try:
         return __salt__[name]
     except KeyError:
@@ -2350,9 +2586,16 @@ def _setting_of(argument: str) -> str:
     return next((setting for option, setting in _OPTIONS.items() if option.startswith(word) and len(word) > 2), "")
 
 
-def _covers(ports: str, port: int) -> bool:
-    first, _, last = ports.partition(":")
-    return int(first) <= port <= int(last or first)
+def _covers(rule: dict[str, Any], port: int) -> bool:
+    """Whether a rule of the firewall speaks of this tcp port. Of a profile that is not on the host yet nobody knows."""
+    known = _sibling("ufw_rules.profiles")() if rule.get("app") else {}
+    for ports, proto in [(one["port"], one["proto"]) for one in known.get(rule.get("app"), [rule])]:
+        if proto not in ("tcp", "any") or not ports:
+            continue
+        pairs = [part.partition(":") for part in ports.split(",")]
+        if ports == "any" or any(int(first) <= port <= int(last or first) for first, _, last in pairs):
+            return True
+    return False
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -2620,12 +2863,29 @@ def _socket_perm(entry) -> str:
     return entry["unixsocket_perm"] or ("770" if entry["unixsocket_group"] else "700")
 
 
+# What decides which packets a rule of the firewall matches.
+_MATCHED = ("app", "port", "proto", "from", "to", "direction", "interface", "family")
+
+
 def _firewall_rules(wish) -> list[dict[str, str]]:
-    """``name``, ``action``, ``port``, ``proto``, ``from`` (a network or ``any``): one for each source, ssh first."""
+    """
+    One for each source and target, ssh first: ``name``, ``action``, ``port``, ``proto`` (or ``app``), ``from`` (a network
+    or ``any``), and what differs from its default of ``to``, ``direction``, ``interface``, ``family``, ``log``,
+    ``comment``.
+    """
     rules = [
-        {"name": name, "action": rule["action"], "port": rule["port"], "proto": rule["proto"], "from": source}
+        {
+            "name": name,
+            "action": rule["action"],
+            **({"app": rule["app"]} if rule["app"] else {"port": rule["port"] or "any", "proto": rule["proto"]}),
+            "from": source,
+            **({"to": target} if target != "any" else {}),
+            **({"direction": "out"} if rule["direction"] == "out" else {}),
+            **({"family": rule["family"]} if rule["family"] != "any" and source == target == "any" else {}),
+            **{key: rule[key] for key in ("interface", "log", "comment") if rule[key]},
+        }
         for name, rule in sorted(wish["firewall"]["rules"].items(), key=lambda item: item[0] != "ssh")
-        for source in rule["from"] or ["any"]
+        for source, target in _pairs(rule)
     ]
     if "redis" in wish["roles"]:
         rules += [
@@ -2635,6 +2895,17 @@ def _firewall_rules(wish) -> list[dict[str, str]]:
             for source in wish["redis"]["instances"][name]["allow_from"]
         ]
     return rules
+
+
+def _pairs(rule) -> Iterator[tuple[str, str]]:
+    """Each source of a rule with each target of the same family, of those that the rule is for."""
+    families = {"any": {4, 6}, "ipv4": {4}, "ipv6": {6}}[rule["family"]]
+    families &= {4} if rule["proto"] in ("igmp", "ipv6") else {4, 6}  # ufw/util.py, ipv4_only_protocols
+    for source in rule["from"] or ["any"]:
+        for target in rule["to"] or ["any"]:
+            found = {ipaddress.ip_network(network).version for network in (source, target) if network != "any"}
+            if families and len(found) < 2 and found <= families:
+                yield source, target
 
 
 def _deploy(wish) -> dict[str, Any]:

@@ -10,6 +10,9 @@ The firewall lets in what the pillar names and nothing else:
     - rules: {{ settings.firewall.rules | tojson }}
     - incoming: {{ settings.firewall.incoming }}
     - outgoing: {{ settings.firewall.outgoing }}
+    - routed: {{ settings.firewall.routed | tojson }}
+    - logging: {{ settings.firewall.logging | tojson }}
+    - only_ours: {{ settings.firewall.only_ours | tojson }}
     - enabled: {{ settings.firewall.enabled | tojson }}
     - require:
       - sls: redis_sidekiq.packages

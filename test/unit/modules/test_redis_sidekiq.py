@@ -440,6 +440,9 @@ def test_defaults(settle):
             "enabled": True,
             "incoming": "deny",
             "outgoing": "allow",
+            "routed": None,
+            "logging": None,
+            "only_ours": False,
             "rules": [
                 {"name": "ssh", "action": "allow", "port": "22", "proto": "tcp", "from": "any"},
                 {"name": "http", "action": "allow", "port": "80", "proto": "tcp", "from": "any"},
@@ -748,6 +751,109 @@ def test_allow_from_contradicts_a_rule(check):
     pillar["redis_sidekiq"]["firewall"] = {"rules": {"no": {"port": 6379, "action": "deny", "from": ["10.0.0.9"]}}}
     (line,) = check(pillar)
     assert line.startswith("redis_sidekiq:redis:instances:6379:allow_from: says allow")
+
+
+@pytest.mark.parametrize(
+    ("said", "made"),
+    [
+        ({"port": [443, 80]}, [{"port": "80,443"}]),
+        ({"port": "https"}, [{"port": "443"}]),
+        ({"port": "any", "from": ["10.0.0.1"]}, [{"port": "any", "from": "10.0.0.1/32"}]),
+        ({"proto": "esp", "from": ["10.0.0.0/8"]}, [{"port": "any", "proto": "esp", "from": "10.0.0.0/8"}]),
+        ({"port": 9, "direction": "out", "interface": "eth0"}, [{"direction": "out", "interface": "eth0"}]),
+        ({"port": 9, "log": "log", "comment": "the office"}, [{"log": "log", "comment": "the office"}]),
+        ({"port": 9, "family": "ipv4"}, [{"family": "ipv4"}]),
+        (
+            {"port": 9, "from": ["10.0.0.1", "fd00::1"], "to": ["10.0.0.2", "fd00::2"]},
+            [{"from": "10.0.0.1/32", "to": "10.0.0.2/32"}, {"from": "fd00::1/128", "to": "fd00::2/128"}],
+        ),
+        ({"port": 9, "from": ["10.0.0.1", "fd00::1"], "family": "ipv6"}, [{"from": "fd00::1/128"}]),
+    ],
+)
+def test_rule_of_the_firewall(settle, said, made):
+    plain = {"name": "x", "action": "allow", "port": "9", "proto": "tcp", "from": "any"}
+    assert settle(rules(x=said))["firewall"]["rules"][3:] == [{**plain, **one} for one in made]
+
+
+def test_application_profile_that_opens_redis(settle, check, redis_sidekiq):
+    redis_sidekiq.__salt__ |= {"ufw_rules.profiles": lambda: {"R": [{"port": "6370:6380", "proto": "tcp"}]}}
+    assert check(rules(x={"app": "R"})) == [
+        "redis_sidekiq:firewall:rules:x: opens port 6379, a Redis instance, to anywhere; list networks in its allow_from"
+    ]
+    [rule] = settle(rules(x={"app": "later"}))["firewall"]["rules"][3:]
+    assert rule == {"name": "x", "action": "allow", "app": "later", "from": "any"}
+
+
+# The mine ------------------------------------------------------------------------------------------------------------
+
+MINE = "redis_sidekiq:redis:instances:6379:allow_from_mine"
+
+
+@pytest.fixture
+def mine(redis_sidekiq):
+    """What Salt's mine answers: ``mine(answer)``; returns the questions that it is asked."""
+
+    def _mine(answer):
+        asked = []
+
+        def get(*question):
+            asked.append(question)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        redis_sidekiq.__context__ = {}
+        redis_sidekiq.__salt__ = {**redis_sidekiq.__salt__, "mine.get": get}
+        return asked
+
+    return _mine
+
+
+def of_mine(**settings):
+    return instance(**OPEN, allow_from=["10.0.0.9"], allow_from_mine={"target": "worker*", **settings})
+
+
+def opened(settings):
+    return [rule["from"] for rule in settings["firewall"]["rules"] if rule["name"] == "redis_6379"]
+
+
+def test_addresses_of_the_mine_are_let_in(settle, mine):
+    sent = {"worker2": ["10.0.0.12", "172.17.0.1", "127.0.0.1"], "worker1": "10.0.0.9", "w3": ["fd00::3", "fe80::1"]}
+    asked = mine(sent)
+    assert opened(settle(of_mine())) == ["10.0.0.9/32", "10.0.0.12/32", "172.17.0.1/32", "fd00::3/128"]
+    settle(of_mine())
+    assert asked == [("worker*", "network.ip_addrs", "glob")], "once in a run"
+    assert opened(settle(of_mine(networks=["10.0.0.0/8"]))) == ["10.0.0.9/32", "10.0.0.12/32"]
+
+
+def test_mine_is_asked_only_for_rules(settle, check, mine):
+    asked = mine({})
+    pillar = of_mine()
+    pillar["redis_sidekiq"]["roles"] = ["redis"]
+    assert check(pillar) == [] and check(instance(**OPEN)) == [] and asked == []
+
+
+@pytest.mark.parametrize("answer", [{}, {"worker1": []}, {"worker1": ["127.0.0.1", "fe80::1"]}])
+def test_mine_that_knows_nobody(settle, check, mine, answer):
+    mine(answer)
+    [line] = check(of_mine())
+    assert line.startswith(f"{MINE}: the mine knows no address of 'worker*'") and "stays open" in line
+    assert opened(settle(of_mine(may_be_empty=True))) == ["10.0.0.9/32"]
+
+
+@pytest.mark.parametrize("answer", [False, None, "", TimeoutError("Message timed out"), KeyError("mine.get")])
+def test_mine_that_does_not_answer_stops_the_run(check, mine, answer):
+    mine(answer)
+    for pillar in (of_mine(), of_mine(may_be_empty=True)):
+        [line] = check(pillar)
+        assert line.startswith(f"{MINE}: the mine does not answer")
+
+
+@pytest.mark.parametrize("sent", ["0.0.0.0/0", "0.0.0.0", "::", "10.0.0.0/8", "any", "", "x; id", 7, None, {"a": 1}, [["10.0.0.1"]]])
+def test_mine_never_opens_to_more_than_one_host(check, mine, sent):
+    mine({"worker1": ["10.0.0.8"], "evil": sent if isinstance(sent, list) else [sent]})
+    [line] = check(of_mine())
+    assert line.startswith(f"{MINE}: found ") and "from the minion evil; allowed: addresses" in line
 
 
 def test_ssh_comes_first(settle):
