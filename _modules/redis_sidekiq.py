@@ -95,6 +95,7 @@ VERBS = ("restart", "start", "stop")
 POLICIES = ("allow", "deny", "reject")
 MINE_LASTS = 30  # s
 TGT_TYPES = ("glob", "list", "pcre", "compound", "grain", "grain_pcre", "pillar", "pillar_pcre", "nodegroup", "ipcidr")
+WELL_KNOWN = {"ssh": 22, "http": 80, "https": 443}  # known without netbase too, whose /etc/services knows the others
 PORTLESS = ("ah", "esp", "gre", "igmp", "ipv6", "vrrp")  # ufw/util.py, portless_protocols
 RESTARTS = ("never", "when_needed", "window")
 EVICTION = (
@@ -1400,7 +1401,7 @@ def _read_one_port(value):
         raise Wrong("write it without quotes")
     if isinstance(value, str) and re.fullmatch(r"[A-Za-z][A-Za-z0-9-]+", value):
         try:
-            return str(socket.getservbyname(value))
+            return str(WELL_KNOWN.get(value) or socket.getservbyname(value))
         except OSError:
             raise Wrong("no service of this name is in /etc/services; write its number") from None
     match = re.fullmatch(r"([1-9]\d{0,4})(?::([1-9]\d{0,4}))?", text)
@@ -2181,7 +2182,8 @@ def _rules_suit_ufw(wish, problems):
         if problems.at(path):
             continue
         portless, port = rule["proto"] in PORTLESS, rule["port"]
-        if rule["app"] and (port or rule["proto"] != "tcp"):
+        of_default = str(RULES_OF_FIREWALL.default.get(name, {}).get("port", ""))  # of ssh, where only app was said
+        if rule["app"] and (port not in ("", of_default) or rule["proto"] != "tcp"):
             problems.add(path, "app says port and proto; take them out")
         elif portless and port not in ("", "any"):
             problems.add(f"{path}:port", f"found {port!r}, but the protocol {rule['proto']} has no ports")

@@ -584,6 +584,7 @@ def _assignments(text):
 
 def _level(text):
     """The log level that a rule file was written for (``backend_iptables.py``, ``_get_logging_rules``)."""
+    text = text.rpartition("### LOGGING ###")[2]  # rules that log stand before it
     audit = [line for line in text.splitlines() if "[UFW AUDIT] " in line]
     if not audit:
         return "low" if "[UFW BLOCK] " in text else "off"

@@ -169,11 +169,11 @@ def judge_others(module, seed: int, count: int, work: str) -> list[str]:
 
 def judge_levels(module, work: str) -> list[str]:
     """Log levels and the policy for what is routed, read back from the files."""
-    root, wrong = fresh(f"{work}/levels"), []
+    root, wrong, rules = fresh(f"{work}/levels"), [], [{"name": "x", "port": 1, "action": "deny", "log": "log"}]
     for level, routed in itertools.zip_longest(("low", "medium", "high", "full", "off"), ("allow", "reject", "deny")):
         wish = {"enabled": False, "root": root, "logging": level, "routed": routed}
-        said = module.differences([], **wish)
-        if said != module.apply([], **wish) or module.differences([], **wish):
+        said = module.differences(rules, **wish)
+        if said != module.apply(rules, **wish) or module.differences(rules, **wish):
             wrong.append(f"{level} {routed}: {said}")
         found = module._files(root)
         if found["logging"] != {level} or (routed and found["routed"] != routed):

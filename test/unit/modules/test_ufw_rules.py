@@ -396,7 +396,7 @@ def test_number_as_ufw_counts(ufw_rules):
 def test_log_level_of_a_rule_file(ufw_rules, recorded):
     _, root = recorded
     assert ufw_rules.status(root)["logging"] == "low"
-    low = '-A ufw-logging-deny -j LOG --log-prefix "[UFW BLOCK] " -m limit --limit 3/min'
+    low = '-A x -j LOG --log-prefix "[UFW AUDIT] "\n### LOGGING ###\n-A ufw-logging-deny -j LOG --log-prefix "[UFW BLOCK] " -m limit --limit 3/min'
     audit = f'{low}\n-I ufw-before-logging-input -j LOG --log-prefix "[UFW AUDIT] "'
     found = [ufw_rules._level(text) for text in ("", low, f"{audit} -m conntrack --ctstate NEW -m limit --limit 3/min")]
     assert found == ["off", "low", "medium"]
