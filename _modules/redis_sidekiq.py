@@ -2226,7 +2226,7 @@ def _ssh_stays_reachable(wish, problems):
     port = int(first[0]) if first else 22
     verdict = firewall["incoming"]
     for rule in _firewall_rules(wish):
-        if rule.get("direction") == "out" or not _covers(rule, port):
+        if rule.get("direction") == "out" or not _covers(rule, port, rule["name"] == "ssh"):
             continue
         lets_in = rule["action"] in ("allow", "limit")
         if lets_in or (rule["from"] == "any" and not {"to", "interface", "family"} & set(rule)):
@@ -2588,10 +2588,13 @@ def _setting_of(argument: str) -> str:
     return next((setting for option, setting in _OPTIONS.items() if option.startswith(word) and len(word) > 2), "")
 
 
-def _covers(rule: dict[str, Any], port: int) -> bool:
-    """Whether a rule of the firewall speaks of this tcp port. Of a profile that is not on the host yet nobody knows."""
-    known = _sibling("ufw_rules.profiles")() if rule.get("app") else {}
-    for ports, proto in [(one["port"], one["proto"]) for one in known.get(rule.get("app"), [rule])]:
+def _covers(rule: dict[str, Any], port: int, unknown: bool = False) -> bool:
+    """Whether a rule of the firewall speaks of this tcp port; ``unknown`` of a profile that is not on the host yet."""
+    if rule.get("app"):
+        known = _sibling("ufw_rules.profiles")()
+        if rule["app"] not in known:
+            return unknown
+    for ports, proto in [(one["port"], one["proto"]) for one in (known[rule["app"]] if rule.get("app") else [rule])]:
         if proto not in ("tcp", "any") or not ports:
             continue
         pairs = [part.partition(":") for part in ports.split(",")]

@@ -30,7 +30,8 @@ def redis_sidekiq(load):
     builds = load("_modules/redis_build.py")
     builds.__grains__ = {"oscodename": "bookworm", "osarch": "amd64"}
     module.__salt__ |= {f"redis_build.{name}": getattr(builds, name) for name in ("name", "pack_name")}
-    module.__salt__ |= {"ufw_rules.profiles": dict}
+    module.__salt__ |= {"ufw_rules.profiles": dict, "mine.get": lambda *_: {"worker1": ["10.0.0.7"]}}
+    module.__context__ = {}
     module.__pillar__ = {}
     module._booted_by_systemd = lambda: True
     module._salt_call = lambda: "/usr/bin/salt-call"

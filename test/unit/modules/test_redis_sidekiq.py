@@ -784,6 +784,17 @@ def test_application_profile_that_opens_redis(settle, check, redis_sidekiq):
     assert rule == {"name": "x", "action": "allow", "app": "later", "from": "any"}
 
 
+def test_pillars_of_the_how_to_are_right(check, mine):
+    mine({"worker1": ["10.0.0.7"]})
+    text = (REPO / "docs/firewall.md").read_text()
+    blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)]
+    pillars = [block for block in blocks if "redis_sidekiq" in block]
+    table = [yaml.safe_load(entry) for entry in re.findall(r"`(\{.*?\})`", text.partition("| wish |")[2].partition("\n\n")[0])]
+    assert len(pillars) == 2 and len(table) >= 8
+    for pillar in [*pillars, *(rules(http=None, x=entry) for entry in table)]:
+        assert check(pillar) == [], pillar
+
+
 # The mine ------------------------------------------------------------------------------------------------------------
 
 MINE = "redis_sidekiq:redis:instances:6379:allow_from_mine"
