@@ -60,6 +60,11 @@ def tuples(host: Host, ours: bool | None = None) -> list[str]:
     return found
 
 
+def forget(host: Host) -> None:
+    """UFW as its package brings it: off, without rules."""
+    host.run(["sh", "-c", "ufw --force reset; ufw default deny incoming; rm -rf /var/lib/redis_sidekiq /etc/ufw/*.rules.2*"])
+
+
 def others(count: int) -> str:
     """A rule file with rules that somebody made, as ufw writes their first lines."""
     lines = [f"### tuple ### allow tcp {2000 + n} 0.0.0.0/0 any 203.0.113.{n} in comment={b'theirs'.hex()}" for n in range(count)]
@@ -70,7 +75,7 @@ def others(count: int) -> str:
 def test_any_host_comes_to_the_same_end(host, before):
     """From a host without UFW, with UFW off, on, with 200 rules of others."""
     if before != "without":
-        host.run(["sh", "-c", "ufw --force reset; ufw default deny incoming; rm -rf /var/lib/redis_sidekiq /etc/ufw/*.rules.2*"])
+        forget(host)
         if before == "many":
             host.write(RULES[0], others(200))
             host.run(["ufw", "logging", "low"])
@@ -108,6 +113,7 @@ EVERYTHING = {
 
 
 def test_every_form_of_a_rule_is_in_force(host):
+    forget(host)
     settled(host, pillar(EVERYTHING, routed="reject", logging="medium"))
     found = salt_call(host, "ufw_rules.status")
     assert found["gaps"] == [] and (found["routed"], found["logging"]) == ("reject", "medium")
@@ -137,6 +143,7 @@ def test_every_form_of_a_rule_is_in_force(host):
 
 
 def test_only_ours(host):
+    forget(host)
     apply(host, pillar()).assert_ok()
     for words in ("allow OpenSSH", "allow 80/tcp comment theirs", "route allow in on eth0 out on eth1", "deny from 192.0.2.9"):
         host.run(["ufw", *words.split()])
@@ -158,6 +165,7 @@ def test_workers_of_the_mine_are_let_in(host):
         entry = {**instance, "allow_from_mine": {**mine, **more}}
         return pillar(roles=("redis", "firewall"), redis={"instances": {"6379": entry}})
 
+    forget(host)
     salt_call(host, "mine.flush")
     apply(host, pillar()).assert_ok()
     before = tuples(host)

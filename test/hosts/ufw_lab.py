@@ -58,12 +58,12 @@ def ruleset(seed: int, count: int) -> list[dict]:
     return [ssh, *found.values()]
 
 
-def load(path: str, programs: dict):
+def load(path: str):
     spec = importlib.util.spec_from_file_location("ufw_rules", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     module.__opts__ = {"file_client": "local"}
-    module.__salt__ = {"cmd.run_all": programs["run"]}
+    module.__salt__ = {"cmd.run_all": run_all}
     module.sshd_ports = list
     return module
 
@@ -78,11 +78,13 @@ COUNTED: list = []
 
 
 def fresh(root: str) -> str:
-    """A copy of this host's UFW files under ``root``."""
+    """UFW's files as its package brings them, off and without rules, under ``root``."""
     shutil.rmtree(root, ignore_errors=True)
     os.makedirs(f"{root}/etc/default")
     shutil.copytree("/etc/ufw", f"{root}/etc/ufw", symlinks=True)
     shutil.copy("/etc/default/ufw", f"{root}/etc/default/ufw")
+    for name in ("ufw.conf", "user.rules", "user6.rules"):
+        shutil.copy(f"/usr/share/ufw/{name}", f"{root}/etc/ufw/{name}")
     for folder in ("/usr/share/ufw", "/lib/ufw"):
         shutil.copytree(folder, f"{root}{folder}")
     os.makedirs(f"{root}/run")
@@ -90,7 +92,7 @@ def fresh(root: str) -> str:
 
 
 def tuples(module, root: str) -> list:
-    return [line for line in module._files(root)["lines"]]
+    return module._files(root)["lines"]
 
 
 def unordered(lines) -> list:
@@ -142,7 +144,7 @@ def judge_others(module, seed: int, count: int, work: str) -> list[str]:
     root, wrong = fresh(f"{work}/others"), []
     chance = random.Random(seed)
     for line in module._wished(ruleset(seed + 200_000, count), True):
-        words = [word for word in module._rule_words(line._replace(comment=chance.choice(["", "theirs"])))]
+        words = module._rule_words(line._replace(comment=chance.choice(["", "theirs"])))
         subprocess.run(["ufw", f"--rootdir={root}", f"--datadir={root}", *words], capture_output=True, check=False)
     for words in (["route", "allow", "in", "on", "eth0", "out", "on", "eth1"], ["allow", "WWW Full"],
                   ["allow", "from", "2001:db8::77/32", "port", "53", "to", "any"]):
@@ -183,7 +185,7 @@ def judge_levels(module, work: str) -> list[str]:
 
 def main() -> None:
     path, first, last, count = sys.argv[1], *map(int, sys.argv[2:5])
-    module = load(path, {"run": run_all})
+    module = load(path)
     begun, work, wrong = time.monotonic(), "/root/ufw-lab", []
     for seed in range(first, last):
         wrong += judge(module, seed, count, work)
