@@ -93,7 +93,7 @@ class Entries(NamedTuple):
 ROLES = ("redis", "firewall", "sidekiq", "deploy")  # in the order in which they are set up
 VERBS = ("restart", "start", "stop")
 POLICIES = ("allow", "deny", "reject")
-MINE_LASTS = 30  # s
+MINE_LASTS, RUN_LASTS = 30, 3600  # s
 TGT_TYPES = ("glob", "list", "pcre", "compound", "grain", "grain_pcre", "pillar", "pillar_pcre", "nodegroup", "ipcidr")
 WELL_KNOWN = {"ssh": 22, "http": 80, "https": 443}  # known without netbase too, whose /etc/services knows the others
 PORTLESS = ("ah", "esp", "gre", "igmp", "ipv6", "vrrp")  # ufw/util.py, portless_protocols
@@ -1998,13 +1998,25 @@ def _address(value: Any) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None
 
 
 def _ask_mine(*question: str) -> Any:
-    """Each question once in a run: settings are asked for by every SLS file."""
+    """
+    Each question once in half a minute: settings are asked for by every SLS file. Where the mine falls silent in the
+    middle of a long run, what it said at the beginning counts: no state of Redis fails for want of it.
+    """
     kept = __context__.setdefault(f"{ROOT}.mine", {})
     asked, answer = kept.get(question, (-math.inf, None))
-    if time.monotonic() - asked > MINE_LASTS:
-        answer = __salt__["mine.get"](*question)
-        kept[question] = (time.monotonic(), answer)
-    return answer
+    age = time.monotonic() - asked
+    if age < MINE_LASTS:
+        return answer
+    try:
+        new = __salt__["mine.get"](*question)
+    except Exception:
+        if age < RUN_LASTS:
+            return answer
+        raise
+    if not isinstance(new, dict) and age < RUN_LASTS:
+        return answer
+    kept[question] = (time.monotonic(), new)
+    return new
 
 
 def _source_is_verified(wish, problems):

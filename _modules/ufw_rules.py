@@ -975,7 +975,7 @@ def _changes(facts, wish, wanted):
 def _logging(facts, wished):
     if wished is None or facts["logging"] == {wished}:
         return {}
-    return {"old": ", ".join(sorted(facts["logging"], key=LEVELS.index)), "new": wished}
+    return {"old": ", ".join(sorted(facts["logging"])), "new": wished}
 
 
 def _switch(facts, enabled):

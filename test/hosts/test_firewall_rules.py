@@ -142,6 +142,21 @@ def test_every_form_of_a_rule_is_in_force(host):
     }
 
 
+def test_clean_puts_back_log_level_and_policy_of_routed_packets(host):
+    forget(host)
+    host.run(["ufw", "logging", "high"])
+    host.run(["ufw", "default", "allow", "routed"])
+    apply(host, pillar()).assert_ok()
+    assert "logging" not in host.run(["cat", "/var/lib/redis_sidekiq/firewall.json"]).stdout, "not ours as yet"
+    host.run(["ufw", "logging", "medium"])
+    settled(host, pillar(EVERYTHING, routed="reject", logging="off"))
+    settled(host, pillar(routed="deny", logging="full"))
+    apply_locally(host, f"{SLS}.clean").assert_ok()
+    found = salt_call(host, "ufw_rules.status")
+    assert (found["routed"], found["logging"], found["rules"]) == ("allow", "medium", [])
+    apply_locally(host, f"{SLS}.clean").assert_unchanged()
+
+
 def test_only_ours(host):
     forget(host)
     apply(host, pillar()).assert_ok()

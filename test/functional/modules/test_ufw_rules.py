@@ -20,9 +20,12 @@ def test_status_of_a_copy(modules, copy):
         {
             "family": "4",
             "action": "allow",
+            "direction": "in",
+            "interface": "",
             "proto": "tcp",
             "port": "22",
             "from": "10.0.0.0/8",
+            "to": "any",
             "comment": "",
             "ours": False,
         }

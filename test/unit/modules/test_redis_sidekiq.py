@@ -860,6 +860,22 @@ def test_mine_that_does_not_answer_stops_the_run(check, mine, answer):
         assert line.startswith(f"{MINE}: the mine does not answer")
 
 
+@pytest.mark.parametrize("answer", [False, TimeoutError("Message timed out")])
+def test_mine_that_falls_silent_in_a_run(settle, check, mine, redis_sidekiq, monkeypatch, answer):
+    mine({"worker1": ["10.0.0.7"]})
+    settle(of_mine())
+    context = redis_sidekiq.__context__
+    mine(answer)
+    now = time.monotonic()
+    for later, opened_to in ((60, ["10.0.0.9/32", "10.0.0.7/32"]), (4000, None)):
+        redis_sidekiq.__context__ = context
+        monkeypatch.setattr(redis_sidekiq.time, "monotonic", lambda later=later: now + later)
+        if opened_to:
+            assert opened(settle(of_mine())) == opened_to
+        else:
+            assert "does not answer" in check(of_mine())[0]
+
+
 @pytest.mark.parametrize("sent", ["0.0.0.0/0", "0.0.0.0", "::", "10.0.0.0/8", "any", "", "x; id", 7, None, {"a": 1}, [["10.0.0.1"]]])
 def test_mine_never_opens_to_more_than_one_host(check, mine, sent):
     mine({"worker1": ["10.0.0.8"], "evil": sent if isinstance(sent, list) else [sent]})

@@ -393,6 +393,21 @@ def test_number_as_ufw_counts(ufw_rules):
     assert ufw_rules._number(before, 0, "6") == 0
 
 
+def test_record_holds_each_thing_as_it_was_before_its_first_change(ufw_rules, tmp_path):
+    def wanted(**more):
+        return ufw_rules._wanted([], *("deny", "allow", True), *(more.get(key) for key in ("routed", "logging")), False)
+
+    facts = {"enabled": False, "incoming": "allow", "outgoing": "allow", "routed": "deny", "loglevel": "low"}
+    record = {"enabled": False, "incoming": "allow", "outgoing": "allow"}
+    root = str(tmp_path)
+    ufw_rules._write_record(root, facts, wanted())
+    assert ufw_rules._read_record(root) == record
+    facts = {"enabled": True, "incoming": "deny", "outgoing": "deny", "routed": "reject", "loglevel": "full"}
+    ufw_rules._write_record(root, facts, wanted(routed="allow"))
+    ufw_rules._write_record(root, {**facts, "routed": "allow"}, wanted(routed="allow", logging="off"))
+    assert ufw_rules._read_record(root) == {**record, "routed": "reject", "logging": "full"}
+
+
 def test_log_level_of_a_rule_file(ufw_rules, recorded):
     _, root = recorded
     assert ufw_rules.status(root)["logging"] == "low"
