@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from test.hosts.harness.host import Host
-from test.hosts.lab import FILE_ROOT, StateRun, apply_locally, make_masterless, put_pillar, salt_call
+from test.hosts.lab import FILE_ROOT, Master, StateRun, apply_locally, make_masterless, put_pillar, salt_call
 
 LAB = Path(__file__).parent / "ufw_lab.py"
 SLS = "redis_sidekiq.firewall"
@@ -200,6 +200,27 @@ def test_workers_of_the_mine_are_let_in(host):
     assert settled(host, wish(may_be_empty=True))["rules"]["removed"] == [
         f"redis_6379: allow tcp 6379 from {address}" for address in (host.address, "198.18.94.77")
     ]
+
+
+@pytest.mark.soak
+def test_new_worker_of_a_master_is_let_in(module_hosts):
+    """A real mine: a second worker comes, the next run opens its way; the mine is emptied, and nothing closes."""
+    hub, queue, *workers = (module_hosts(f"fw-mine-{name}") for name in ("master", "queue", "worker1", "worker2"))
+    mine = {"target": "fw-mine-worker*", "networks": ["198.18.94.0/24"]}
+    instance = {"bind": ["0.0.0.0"], "password": "long-and-random", "allow_from_mine": mine}
+    master = Master(hub, pillar(roles=("redis", "firewall"), redis={"instances": {"6379": instance}}))
+    master.attach(queue, workers[0])
+    for worker in workers:
+        if worker is workers[1]:
+            master.attach(worker)
+        master.call(worker, "mine.send", "network.ip_addrs")
+        master.apply(queue, SLS).assert_ok()
+        assert f" {worker.address} in" in queue.run(["cat", RULES[0]]).stdout
+    master.apply(queue, SLS).assert_unchanged()
+    before = tuples(queue)
+    assert sum(b"redis_sidekiq:redis_6379".hex() in line for line in before) == 2
+    hub.run(["salt-run", "cache.clear_mine", "fw-mine-worker*"])
+    assert "the mine knows no address" in "\n".join(master.apply(queue, SLS).errors) and tuples(queue) == before
 
 
 @pytest.mark.parametrize(
