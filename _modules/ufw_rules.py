@@ -77,6 +77,7 @@ PROTOCOLS = ("tcp", "udp", "any", *PORTLESS)
 FAMILIES = {"any": "46", "ipv4": "4", "ipv6": "6"}
 # Words of ufw's own grammar, which it would not take for a name (ufw/parser.py).
 GRAMMAR = ("any", "app", "comment", "from", "in", "log", "log-all", "on", "out", "port", "proto", "to")
+INTERFACE = r"[A-Za-z0-9_.+,=%@-]{1,15}"  # ufw/common.py, set_interface
 PORTS_OF_A_RULE = 15  # a range counts as two: iptables' multiport (ufw/common.py, set_port)
 
 LOCK_TIMEOUT = 120  # s: a whole run of ours takes a few seconds
@@ -190,12 +191,17 @@ def _parse_line(text, family):
     except ValueError:
         return None
     spelt = written if written not in (f"{to} {source}", "any any") else ""
-    return Line(family, action, proto, _sorted(port), to, _sorted(sport), source, " ".join(apps), direction, comment, spelt)
+    port, sport, apps = _sorted(port), _sorted(sport), " ".join(apps)
+    return Line(family, action, proto, port, to, sport, source, apps, direction, comment, spelt)
 
 
 def _sorted(ports):
     """A list of ports in the order in which ufw writes it (``ufw/util.py``, ``human_sort``)."""
-    return ",".join(sorted(ports.split(","), key=lambda port: [int(end) if end.isdigit() else 0 for end in port.split(":")]))
+
+    def _numbers(port):
+        return [int(end) if end.isdigit() else 0 for end in port.split(":")]
+
+    return ",".join(sorted(ports.split(","), key=_numbers))
 
 
 def _families(rule, ipv6):
@@ -212,7 +218,8 @@ def _families(rule, ipv6):
             ) from exc
         if own not in found:
             raise SaltInvocationError(
-                f"Rule {rule['name']}: {key} {rule[key]} is IPv{own}, and the rest of the rule is not: take one of them out"
+                f"Rule {rule['name']}: {key} {rule[key]} is IPv{own}, and the rest of the rule is not: "
+                "take one of them out"
             )
         found = own
     if rule["proto"] in IPV4_ONLY:
@@ -260,7 +267,7 @@ def _check_rule(rule):
         problem = f"found action {rule['action']!r}; allowed: {', '.join(ACTIONS)}"
     elif rule["direction"] not in ("in", "out"):
         problem = f"found direction {rule['direction']!r}; allowed: in, out"
-    elif interface and (not re.fullmatch(r"[A-Za-z0-9_.+,=%@-]{1,15}", interface) or interface in (*GRAMMAR, ".", "..")):
+    elif interface and (not re.fullmatch(INTERFACE, interface) or interface in (*GRAMMAR, ".", "..")):
         problem = f"found interface {interface!r}; allowed: a name like eth0, of at most 15 letters, digits and _ . -"
     elif rule["proto"] not in PROTOCOLS:
         problem = f"found proto {rule['proto']!r}; allowed: {', '.join(PROTOCOLS)}"

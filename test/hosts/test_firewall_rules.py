@@ -62,16 +62,17 @@ def tuples(host: Host, ours: bool | None = None) -> list[str]:
 
 def forget(host: Host) -> None:
     """UFW as its package brings it: off, without rules."""
-    host.run(["sh", "-c", "ufw --force reset; ufw default deny incoming; rm -rf /var/lib/redis_sidekiq /etc/ufw/*.rules.2*"])
+    host.run(["apt-get", "install", "-y", "ufw"], timeout=300)
+    host.run(["sh", "-c", "ufw --force reset; ufw default deny incoming; rm -rf /var/lib/redis_sidekiq"])
 
 
 def others(count: int) -> str:
     """A rule file with rules that somebody made, as ufw writes their first lines."""
-    lines = [f"### tuple ### allow tcp {2000 + n} 0.0.0.0/0 any 203.0.113.{n} in comment={b'theirs'.hex()}" for n in range(count)]
+    lines = [f"### tuple ### allow tcp {2000 + n} 0.0.0.0/0 any 203.0.113.{n} in" for n in range(count)]
     return "*filter\n:ufw-user-input - [0:0]\n### RULES ###\n" + "\n\n".join(lines) + "\n### END RULES ###\nCOMMIT\n"
 
 
-@pytest.mark.parametrize("before", ["without", "inactive", "active", "many"])
+@pytest.mark.parametrize("before", ["without", pytest.param("inactive", marks=pytest.mark.soak), "active", "many"])
 def test_any_host_comes_to_the_same_end(host, before):
     """From a host without UFW, with UFW off, on, with 200 rules of others."""
     if before != "without":
@@ -142,6 +143,7 @@ def test_every_form_of_a_rule_is_in_force(host):
     }
 
 
+@pytest.mark.soak
 def test_clean_puts_back_log_level_and_policy_of_routed_packets(host):
     forget(host)
     host.run(["ufw", "logging", "high"])
@@ -160,7 +162,8 @@ def test_clean_puts_back_log_level_and_policy_of_routed_packets(host):
 def test_only_ours(host):
     forget(host)
     apply(host, pillar()).assert_ok()
-    for words in ("allow OpenSSH", "allow 80/tcp comment theirs", "route allow in on eth0 out on eth1", "deny from 192.0.2.9"):
+    route = "route allow in on eth0 out on eth1"
+    for words in ("allow OpenSSH", "allow 80/tcp comment theirs", route, "deny from 192.0.2.9"):
         host.run(["ufw", *words.split()])
     changes = settled(host, pillar(only_ours=True))
     assert set(changes) == {"rules"}
@@ -191,13 +194,15 @@ def test_workers_of_the_mine_are_let_in(host):
     assert changes == {"rules": {"added": [f"redis_6379: allow tcp 6379 from {host.address}"]}}
     with_one = tuples(host)
     salt_call(host, "data.update", "mine_cache", json.dumps({"network.ip_addrs": [host.address, "198.18.94.77"]}))
-    assert settled(host, wish()) == {"rules": {"added": ["redis_6379: allow tcp 6379 from 198.18.94.77"]}}
+    run = apply(host, wish()).assert_ok()
+    assert run.states[STATE]["changes"] == {"rules": {"added": ["redis_6379: allow tcp 6379 from 198.18.94.77"]}}
     with_two = tuples(host)
     for broken in ({"network.ip_addrs": ["0.0.0.0/0"]}, {}):
         salt_call(host, "data.update", "mine_cache", json.dumps(broken))
         assert "redis_sidekiq:redis:instances:6379:allow_from_mine: " in "\n".join(apply(host, wish()).errors)
         assert tuples(host) == with_two != with_one
-    assert settled(host, wish(may_be_empty=True))["rules"]["removed"] == [
+    run = apply(host, wish(may_be_empty=True)).assert_ok()
+    assert run.states[STATE]["changes"]["rules"]["removed"] == [
         f"redis_6379: allow tcp 6379 from {address}" for address in (host.address, "198.18.94.77")
     ]
 
