@@ -180,7 +180,10 @@ def sudoers_write(
     _write(name, text, 0o440)
     for path in others:
         sudoers_remove(path)
-    wrong = _sudo_proof(user, units, verbs, commands or [], group)
+    try:
+        wrong = _sudo_proof(user, units, verbs, commands or [], group)
+    except CommandExecutionError as err:
+        wrong = [str(err)]
     if not wrong:
         return
     for path, facts in before.items():
@@ -283,7 +286,7 @@ def sudo_check(
 
     .. code-block:: bash
 
-        salt '*' sidekiq.sudo_check deploy
+        salt '*' sidekiq_sudo.sudo_check deploy
     """
     if units is None or verbs is None or commands is None:
         deploy = __salt__["redis_sidekiq.settings"]()["deploy"]

@@ -83,7 +83,8 @@ def test_systemd_has_nothing_to_say_about_the_unit(host):
 def test_a_second_run_changes_nothing_and_asks_systemd_twice(host):
     """Once for the services, once for what they run as root."""
     before = app.main_pid(host)
-    apply_locally(host, SLS).assert_unchanged()
+    run = apply_locally(host, SLS).assert_unchanged()
+    assert not [state["warnings"] for name, state in run.states.items() if "sudo" in name and state.get("warnings")]
     assert app.main_pid(host) == before
     trace = "strace -f -qq -e trace=execve -e signal=none -o /tmp/trace salt-call --local state.apply"
     host.run(

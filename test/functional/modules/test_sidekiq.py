@@ -14,7 +14,11 @@ SUDO = {"sudoers_text", "sudoers_validate", "sudoers_write", "sudoers_remove", "
 
 @pytest.mark.parametrize(
     ("module", "functions"),
-    [("sidekiq", {"status", "processes", "start", "stop", "restart"} | SUDO), ("sidekiq_sudo", SUDO)],
+    [
+        ("sidekiq", {"status", "processes", "start", "stop", "restart", "sudo_risks"} | SUDO),
+        ("sidekiq_sudo", SUDO),
+        ("sidekiq_risks", {"find", "words"}),
+    ],
 )
 def test_all_public_functions_are_loaded_and_documented(modules, module, functions):
     documentation = modules.sys.doc(module)

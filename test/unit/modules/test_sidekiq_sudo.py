@@ -320,6 +320,25 @@ def test_the_file_to_blame_is_named(sidekiq_sudo):
     assert sentence.startswith("The sudo policy would break with /etc/sudoers.d/f1")
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+@pytest.mark.parametrize("was_there", [True, False])
+def test_a_sudo_that_does_not_answer_takes_the_change_back(sidekiq_sudo, tmp_path, monkeypatch, was_there):
+    name, old = tmp_path / "deploy", tmp_path / "old"
+    old.write_text(f"{sidekiq_sudo._BEGINS}\n")
+    if was_there:
+        name.write_text("before\n")
+    before = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    sidekiq_sudo.__salt__ |= {
+        "sidekiq.folder_entries": lambda folder: sorted(os.listdir(folder)),
+        "sidekiq.file_facts": lambda path: {"text": Path(path).read_text(), "mode": "0440"} if os.path.exists(path) else {},
+    }
+    monkeypatch.setattr(sidekiq_sudo, "sudoers_validate", lambda text, name, gone: None)
+    sidekiq_sudo.answers = [{"retcode": 1, "stdout": "", "stderr": "sudo: a parse error"}]
+    with pytest.raises(CommandExecutionError, match="as it was before: sudo does not answer about nobody"):
+        sidekiq_sudo.sudoers_write(str(name), "nobody", ["sidekiq"], ["restart"])
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == before
+
+
 def rule(command, runas="root", tags=("NOPASSWD",)):
     return {"runas": runas, "tags": list(tags), "command": command}
 
