@@ -650,7 +650,17 @@ SUDO_VERBS = [
 SUDO_FILES = [
     "deploy~", ".deploy", "a/b", "/etc/sudoers", "..", "de ploy", "deploy\n", "depl\u043ey", "deploy*", "$(id)", "", True,
 ]  # fmt: skip
-SUDO_UNITS = ["side*", "sidekiq, ALL", "sidekiq other", "sidekiq\\", "--all", "sidekiq\nALL", "!sidekiq", "sidekiq.service", "ALL=ALL"]
+SUDO_UNITS = [
+    "side*",
+    "sidekiq, ALL",
+    "sidekiq other",
+    "sidekiq\\",
+    "--all",
+    "sidekiq\nALL",
+    "!sidekiq",
+    "sidekiq.service",
+    "ALL=ALL",
+]
 SUDO_APPS = ["*", "shop ALL", "shop,ALL", 'shop ""', "shop\nALL ALL=ALL", "shop\\", "sh\u043ep", "!shop", True]
 SUDO = [
     *((f"a sudo user {name!r}", deploy(user=name), [f"{DEPLOY}:user: found "]) for name in SUDO_NAMES),
@@ -666,7 +676,11 @@ SUDO = [
         )
         for name in SUDO_UNITS
     ),
-    ("a sudo group that is not there", deploy(group="nobody-such"), [f"{DEPLOY}:group: found 'nobody-such'", "does not exist"]),
+    (
+        "a sudo group that is not there",
+        deploy(group="nobody-such"),
+        [f"{DEPLOY}:group: found 'nobody-such'", "does not exist"],
+    ),
     ("strictness in words", deploy(strict="yes"), [f"{DEPLOY}:strict: found 'yes'", "without quotes"]),
 ]
 

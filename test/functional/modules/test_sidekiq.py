@@ -8,7 +8,6 @@ import time
 import pytest
 from salt.exceptions import SaltInvocationError
 
-
 SUDO = {"sudoers_text", "sudoers_validate", "sudoers_write", "sudoers_remove", "sudo_check"}
 
 

@@ -179,7 +179,9 @@ def test_a_group_gets_the_same_lines(sidekiq_sudo):
     assert [line.replace("deploy", "%ops", 1) for line in lines[2:5]] == lines[5:]
 
 
-@pytest.mark.parametrize("group", ["%ops", "ALL", "Ops", "#0", "root", "a b", "a,b", "ops\nALL ALL=ALL", "+net", "!a", True, 5])
+@pytest.mark.parametrize(
+    "group", ["%ops", "ALL", "Ops", "#0", "root", "a b", "a,b", "ops\nALL ALL=ALL", "+net", "!a", True, 5]
+)
 def test_a_group_that_sudo_could_read_as_more_is_refused(sidekiq_sudo, group):
     with pytest.raises(SaltInvocationError, match="cannot be granted a command: give the plain name of a group"):
         sidekiq_sudo.sudoers_text("deploy", ["sidekiq"], ["restart"], group=group)
@@ -260,13 +262,19 @@ def test_the_copy_holds_what_sudo_reads_with_the_candidate_in_place(sidekiq_sudo
 def test_a_file_that_goes_is_not_in_the_copy(sidekiq_sudo, etc):
     gone = [str(etc / "etc/sudoers.d/00-first")]
     copies = sidekiq_sudo._copy_policy(
-        str(etc / "copy"), str(etc / "candidate"), str(etc / "etc/sudoers.d/deploy"), gone, root=str(etc / "etc/sudoers")
+        str(etc / "copy"),
+        str(etc / "candidate"),
+        str(etc / "etc/sudoers.d/deploy"),
+        gone,
+        root=str(etc / "etc/sudoers"),
     )
     assert not set(gone) & set(copies.values())
 
 
 def test_the_lines_that_allow_a_command_are_told(sidekiq_sudo, etc):
-    (etc / "etc/sudoers.d/00-first").write_text("deploy ALL=(root) \\\n  /a\nDefaults env_reset\n%ops ALL=(x:y) /b, !/c")
+    (etc / "etc/sudoers.d/00-first").write_text(
+        "deploy ALL=(root) \\\n  /a\nDefaults env_reset\n%ops ALL=(x:y) /b, !/c"
+    )
     copies = sidekiq_sudo._copy_policy(str(etc / "copy"), mark="deploy", root=str(etc / "etc/sudoers"))
     marked = Path(next(copy for copy, original in copies.items() if original.endswith("00-first"))).read_text()
     number = list(copies.values()).index(str(etc / "etc/sudoers.d/00-first"))
@@ -330,7 +338,9 @@ def test_a_sudo_that_does_not_answer_takes_the_change_back(sidekiq_sudo, tmp_pat
     before = {path.name: path.read_text() for path in tmp_path.iterdir()}
     sidekiq_sudo.__salt__ |= {
         "sidekiq.folder_entries": lambda folder: sorted(os.listdir(folder)),
-        "sidekiq.file_facts": lambda path: {"text": Path(path).read_text(), "mode": "0440"} if os.path.exists(path) else {},
+        "sidekiq.file_facts": lambda path: (
+            {"text": Path(path).read_text(), "mode": "0440"} if os.path.exists(path) else {}
+        ),
     }
     monkeypatch.setattr(sidekiq_sudo, "sudoers_validate", lambda text, name, gone: None)
     sidekiq_sudo.answers = [{"retcode": 1, "stdout": "", "stderr": "sudo: a parse error"}]
