@@ -652,6 +652,9 @@ RULES_OF_FIREWALL = Entries(
     },
 )
 
+# As ufw_guard has them.
+GUARDS = ("ssh", "ssh_ipv4", "ssh_ipv6", "connection", "limit", "master", "dns", "minions")
+
 FIREWALL = Section(
     "UFW. Rules that others made stay as they are, unless `only_ours` says otherwise.",
     {
@@ -690,6 +693,14 @@ FIREWALL = Section(
             "that would go; `redis_sidekiq.clean` does not bring them back.",
         ),
         "rules": RULES_OF_FIREWALL,
+        "allow_lockout": Setting(
+            "list of choice",
+            [],
+            "Guards whose refusal is overridden, by name: each keeps a change from shutting somebody out. None by default; "
+            "a name here is for the one change that is meant to.",
+            choices=GUARDS,
+            example=["ssh_ipv6"],
+        ),
     },
 )
 
@@ -2232,6 +2243,8 @@ def _ssh_stays_reachable(wish, problems):
     """The firewall lets ssh in: tcp port 22, or the port of the rule named `ssh`."""
     firewall = wish["firewall"]
     if "firewall" not in wish["roles"] or not firewall["enabled"] or problems.at(F, f"{R}:instances"):
+        return
+    if "ssh" in firewall["allow_lockout"]:
         return
     ssh = firewall["rules"].get("ssh")
     first = re.match(r"\d+", ssh["port"]) if ssh else None

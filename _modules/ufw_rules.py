@@ -532,42 +532,16 @@ def _outcome(lines, wish, only_ours=False):
     return result
 
 
-def _answers(line, port, direction="in"):
-    """Whether a line speaks about new TCP connections to ``port`` (out: to whichever host, that may be the master)."""
+def _answers(line, port):
+    """Whether a line speaks about new TCP connections to ``port``."""
     return (
         not line.action.startswith("route:")
-        and line.direction.partition("_")[0] == direction
+        and line.direction.partition("_")[0] == "in"
         and line.proto in ("tcp", "any")
         and line.sport == "any"
-        and (line.to == ANY[line.family] or (direction == "out" and line.lets_in))
+        and line.to == ANY[line.family]
         and any(first <= port <= last for first, last in _ports(line.port))
     )
-
-
-def _shut(lines, port, policy, direction="in"):
-    """
-    Whether nobody at all could open a connection to ``port``.
-
-    A rule for one network is enough to be open: whose network that should be is the pillar's business. But one that
-    lets a network in everywhere, like `allow from 192.0.2.7`, was not written for ssh.
-    """
-    verdicts = []
-    for family in "46":
-        verdict = None
-        for line in lines:
-            if line.family != family or not _answers(line, port, direction):
-                continue
-            meant = line.port != "any" or line.source == ANY[family]
-            if line.lets_in and meant and line.direction != "in_lo":
-                verdict = "open"
-            elif not line.lets_in and line.source == ANY[family] and "_" not in line.direction:
-                verdict = "shut"
-            if verdict:
-                break
-        verdicts.append(verdict)
-    if "shut" in verdicts:
-        return True
-    return policy != "allow" and "open" not in verdicts
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -831,64 +805,25 @@ def _one(found):
     return next(iter(found)) if len(found) == 1 else ""
 
 
-def _listening_sshd():
-    """Ports on which a running ``sshd`` listens: its configuration may have changed since it started."""
-    inodes = set()
-    for comm in glob.glob("/proc/[0-9]*/comm"):
-        with contextlib.suppress(OSError):
-            if _read(comm).strip() == "sshd":
-                inodes |= {os.readlink(fd) for fd in glob.glob(os.path.dirname(comm) + "/fd/*")}
-    ports = set()
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        for row in _read(table).splitlines()[1:]:
-            words = row.split()
-            # proc(5): state 0A is LISTEN, the tenth column the socket's inode.
-            if words[3] == "0A" and f"socket:[{words[9]}]" in inodes:
-                ports.add(int(words[1].rpartition(":")[2], 16))
-    return ports
-
-
-def sshd_ports():
-    """
-    The ports at which this host's sshd can be reached: those of its configuration in force (``sshd -T``) and those on
-    which a running one listens. Empty if there is no sshd. Starts one process.
-
-    Returns a sorted list of port numbers.
-
-    Raises CommandExecutionError if there is an sshd and its ports cannot be told.
-
-    CLI Example:
-
-    .. code-block:: bash
-
-        salt '*' ufw_rules.sshd_ports
-    """
-    listening = _listening_sshd()
-    sshd = salt.utils.path.which("sshd")
-    if not sshd:
-        return sorted(listening)
-    # sshd insists on being called by its full path.
-    found = _run([sshd, "-T"])
-    configured = {int(port) for port in re.findall(r"^port (\d+)", found["stdout"], re.MULTILINE)}
-    if not configured | listening:
-        raise CommandExecutionError(
-            f"sshd is installed, but does not tell its ports: `sshd -T` said: {_words(found)}. "
-            "Put its configuration right, or remove openssh-server; UFW stays as it is until then"
-        )
-    return sorted(configured | listening)
-
-
 # --------------------------------------------------------------------------------------------------------------------
 # Differences: what a run would change, and what it refuses to
 # --------------------------------------------------------------------------------------------------------------------
 
 
 def differences(
-    rules, incoming="deny", outgoing="allow", enabled=True, root="", routed=None, logging=None, only_ours=False
+    rules,
+    incoming="deny",
+    outgoing="allow",
+    enabled=True,
+    root="",
+    routed=None,
+    logging=None,
+    only_ours=False,
+    allow_lockout=(),
 ):
     """
-    What :func:`apply` would change. Touches nothing. Starts no process if there is nothing to change, else one
-    (``sshd -T``).
+    What :func:`apply` would change. Touches nothing. Starts no process if there is nothing to change, else two (see
+    :py:func:`ufw_guard.facts`).
 
     rules
         List of rules in the pillar's order, each a dictionary: ``name``; ``action`` allow (default), deny, reject or
@@ -909,12 +844,15 @@ def differences(
         Log level: off, low, medium, high or full. Default: as it is.
     only_ours
         Whether rules that others made go too. Default: false.
+    allow_lockout
+        Names of guards (see ``ufw_guard``) whose refusal is overridden. Default: none.
 
     Returns a dictionary, empty if all is as wished: ``rules`` (``added``, ``removed``: sentences), ``policies``
     (``incoming``, ``outgoing``, ``routed``: ``old``, ``new``), ``logging`` and ``enabled`` (``old``, ``new``), ``files``
     (paths of rule files that were cut off and will be written anew).
 
-    Raises SaltInvocationError if the rules are wrong, and CommandExecutionError if they would shut out ssh.
+    Raises SaltInvocationError if the rules are wrong, and CommandExecutionError if they would shut somebody
+    out: ssh, a master, minions.
 
     CLI Example:
 
@@ -922,7 +860,7 @@ def differences(
 
         salt '*' ufw_rules.differences '[{"name": "ssh", "port": 22}]'
     """
-    wanted = _wanted(rules, incoming, outgoing, enabled, routed, logging, only_ours)
+    wanted = _wanted(rules, incoming, outgoing, enabled, routed, logging, only_ours, allow_lockout)
     return _compare(wanted, root)[0]
 
 
@@ -934,9 +872,10 @@ class Wanted(NamedTuple):
     enabled: bool
     logging: str | None
     only_ours: bool
+    told: tuple = ()  # names of guards that are overridden
 
 
-def _wanted(rules, incoming, outgoing, enabled, routed, logging, only_ours):
+def _wanted(rules, incoming, outgoing, enabled, routed, logging, only_ours, told):
     policies = {"incoming": incoming, "outgoing": outgoing, "routed": routed}
     policies = {key: value for key, value in policies.items() if key in ALWAYS or value is not None}
     for key, value in policies.items():
@@ -944,18 +883,20 @@ def _wanted(rules, incoming, outgoing, enabled, routed, logging, only_ours):
             raise SaltInvocationError(f"Found {key} {value!r}; allowed: allow, deny, reject")
     if logging is not None and logging not in LEVELS:
         raise SaltInvocationError(f"Found logging {logging!r}; allowed: {', '.join(LEVELS)}")
-    return Wanted(rules, policies, enabled, logging, only_ours)
+    return Wanted(rules, policies, enabled, logging, only_ours, tuple(told))
 
 
 def _compare(wanted, root):
-    """(changes, facts, wish, sshd's ports); the ports are asked only if something changes and UFW is to be on."""
+    """(changes, facts, wish, who has to get through); the last is asked only if something changes and UFW is to be on."""
     facts = _facts(root, tuple(wanted.policies))
     wish = _wished(_expanded(wanted.rules, root), facts["ipv6"])
     changes = _changes(facts, wish, wanted)
-    ports = sshd_ports() if changes and wanted.enabled else []
+    known = None
     if changes and wanted.enabled:
-        _refuse_lockout(_outcome(facts["lines"], wish, wanted.only_ours), wanted.policies, ports)
-    return changes, facts, wish, ports
+        known = __salt__["ufw_guard.facts"](root)
+        lines = _outcome(facts["lines"], wish, wanted.only_ours)
+        __salt__["ufw_guard.refuse"](lines, wanted.policies, facts["ipv6"], wanted.told, known)
+    return changes, facts, wish, known
 
 
 def _changes(facts, wish, wanted):
@@ -995,25 +936,6 @@ def _switch(facts, enabled):
     if not enabled and _on(facts):
         return {"old": True, "new": False}
     return {}
-
-
-def _refuse_lockout(lines, policies, ports):
-    """Refuse what would leave no way in by ssh, or cut this minion off from its master."""
-    shut = [str(port) for port in ports if _shut(lines, port, policies["incoming"])]
-    if shut:
-        raise CommandExecutionError(
-            f"This would shut out ssh: sshd is reached at port {', '.join(shut)}, and no rule would let anyone in "
-            f"there. Add a rule like {{ssh: {{port: {shut[0]}}}}} to redis_sidekiq:firewall:rules. Nothing was changed"
-        )
-    if policies["outgoing"] != "allow" and __opts__.get("file_client") == "remote":
-        masters = [int(__opts__.get("publish_port", 4505)), int(__opts__.get("master_port", 4506))]
-        cut = [str(port) for port in masters if _shut(lines, port, policies["outgoing"], "out")]
-        if cut:
-            raise CommandExecutionError(
-                f"This would cut the minion off from its master: no rule lets it out to port {', '.join(cut)}. "
-                f"Run `ufw allow out {cut[0]}/tcp` for each first, or leave redis_sidekiq:firewall:outgoing at allow. "
-                "Nothing was changed"
-            )
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -1067,7 +989,15 @@ def _alone(root):
 
 
 def apply(
-    rules, incoming="deny", outgoing="allow", enabled=True, root="", routed=None, logging=None, only_ours=False
+    rules,
+    incoming="deny",
+    outgoing="allow",
+    enabled=True,
+    root="",
+    routed=None,
+    logging=None,
+    only_ours=False,
+    allow_lockout=(),
 ):
     """
     Bring UFW to the wish: what lets packets in first (ssh before all), then policies if they differ, then what keeps
@@ -1083,7 +1013,7 @@ def apply(
 
     Returns what it changed, in the form of :func:`differences`.
 
-    Raises SaltInvocationError if the rules are wrong; CommandExecutionError if they would shut out ssh, with nothing
+    Raises SaltInvocationError if the rules are wrong; CommandExecutionError if they would shut somebody out, with nothing
     changed, or with ufw's own words if it failed or did not do what it was asked.
 
     CLI Example:
@@ -1092,9 +1022,9 @@ def apply(
 
         salt '*' ufw_rules.apply '[{"name": "ssh", "port": 22}, {"name": "http", "port": 80}]'
     """
-    wanted = _wanted(rules, incoming, outgoing, enabled, routed, logging, only_ours)
+    wanted = _wanted(rules, incoming, outgoing, enabled, routed, logging, only_ours, allow_lockout)
     with _alone(root):
-        changes, facts, wish, ports = _compare(wanted, root)
+        changes, facts, wish, known = _compare(wanted, root)
         if not changes:
             return {}
         _need_ufw()
@@ -1105,10 +1035,11 @@ def apply(
             # and what a run that was cut off left in the kernel shuts nobody out.
             _switch_off(root)
         _complete_files(root, facts)
-        _let_in(root, wish, ports, only_ours)
+        _let_in(root, wish, {door.port for door in known["sshd"]} if known else set(), only_ours)
         if enabled:
             # The real lines now, not the plan: ufw may have skipped one.
-            _refuse_lockout(_outcome(_files(root)["lines"], wish, only_ours), wanted.policies, ports)
+            lines = _outcome(_files(root)["lines"], wish, only_ours)
+            __salt__["ufw_guard.refuse"](lines, wanted.policies, facts["ipv6"], wanted.told, known)
         _set_policies(root, wanted.policies)
         _set_logging(root, logging)
         _keep_out(root, wish, only_ours)
@@ -1489,9 +1420,10 @@ def _way_back(root):
     before = {key: record.get(key) or facts[key] for key in DIRECTIONS if key in ALWAYS or key in record}
     before["enabled"] = record.get("enabled", _on(facts))
     before["logging"] = record.get("logging")
-    kept = _needed_for_ssh(facts["lines"], before["incoming"]) if ours and before["enabled"] else []
-    gone = [line for line in ours if line not in kept]
     policies = {key: before[key] for key in DIRECTIONS if key in before}
+    known = __salt__["ufw_guard.facts"](root) if ours and before["enabled"] else None
+    kept = _needed_for_ssh(facts, policies, known) if known else []
+    gone = [line for line in ours if line not in kept]
     changes = {"rules": {"removed": _describe(gone, facts["ipv6"])}} if gone else {}
     if record or gone:
         lines = [line for line in facts["lines"] if line not in gone]
@@ -1501,15 +1433,21 @@ def _way_back(root):
         sysctls = {} if root or before["enabled"] else _old_sysctls(record)
         changes = {**changes, **({"sysctls": sysctls} if sysctls else {}), "record": f"{RECORD} removed"}
     if changes.get("enabled", {}).get("new"):
-        _refuse_lockout([line for line in facts["lines"] if line not in gone], policies, sshd_ports())
+        lines = [line for line in facts["lines"] if line not in gone]
+        __salt__["ufw_guard.refuse"](lines, policies, facts["ipv6"], known=known, root=root)
     return changes, kept, before
 
 
-def _needed_for_ssh(lines, incoming):
-    """Our rules without which a port of sshd would be shut."""
-    others = [line for line in lines if not line.ours]
-    shut = [port for port in sshd_ports() if _shut(others, port, incoming)]
-    return [line for line in lines if line.ours and line.lets_in and any(_answers(line, port) for port in shut)]
+def _needed_for_ssh(facts, policies, known):
+    """Our rules without which a port of sshd would be shut, to all or to somebody who is logged in."""
+    others = [line for line in facts["lines"] if not line.ours]
+    needed = []
+    for port in sorted({door.port for door in known["sshd"]}):
+        of_port = {key: [one for one in known[key] if one.port == port] for key in ("sshd", "people")}
+        if __salt__["ufw_guard.risks_of_ssh"](others, policies, facts["ipv6"], {**known, **of_port}):
+            needed.append(port)
+    ours = [line for line in facts["lines"] if line.ours and line.lets_in]
+    return [line for line in ours if any(_answers(line, port) for port in needed)]
 
 
 def withdraw(root=""):

@@ -32,6 +32,7 @@ def managed(
     routed=None,
     logging=None,
     only_ours=False,
+    allow_lockout=(),
 ):
     """
     UFW has these rules of ours, these policies, and is on (or off): in its files and in the kernel.
@@ -41,7 +42,8 @@ def managed(
     matches the same packets with another action is replaced, because ufw holds one action for one match. With
     ``only_ours`` rules of others go, and one that equals a listed rule becomes ours.
 
-    A run that would leave no way in by ssh changes nothing and fails, with ``test=True`` too.
+    A run that would shut somebody out (ssh, who is logged in, this minion's master, the minions of a master) changes
+    nothing and fails, with ``test=True`` too.
 
     name
         Any text.
@@ -64,6 +66,9 @@ def managed(
         Log level: off, low, medium, high or full. Default: as it is.
     only_ours
         Whether rules that others made go too. Default: false.
+    allow_lockout
+        Names of guards (see ``ufw_guard``) whose refusal is overridden: ssh, ssh_ipv4, ssh_ipv6, connection, limit,
+        master, dns, minions. Default: none.
 
     ``changes`` holds ``rules`` (``added``, ``removed``), ``policies``, ``logging`` and ``enabled`` (``old``, ``new``).
 
@@ -84,6 +89,7 @@ def managed(
         "routed": routed,
         "logging": logging,
         "only_ours": only_ours,
+        "allow_lockout": allow_lockout,
     }
     changes = {}
     try:

@@ -606,6 +606,11 @@ FIREWALL = [
         {"redis_sidekiq": {"firewall": {"incoming": "drop"}}},
         ["redis_sidekiq:firewall:incoming: found 'drop'", "allow, deny, reject"],
     ),
+    (
+        "a guard that does not exist is overridden",
+        {"redis_sidekiq": {"firewall": {"allow_lockout": ["all"]}}},
+        ["redis_sidekiq:firewall:allow_lockout: found 'all'", "ssh_ipv6"],
+    ),
 ]
 
 DEPLOYS = [

@@ -14,5 +14,6 @@ The firewall lets in what the pillar names and nothing else:
     - logging: {{ settings.firewall.logging | tojson }}
     - only_ours: {{ settings.firewall.only_ours | tojson }}
     - enabled: {{ settings.firewall.enabled | tojson }}
+    - allow_lockout: {{ settings.firewall.allow_lockout | tojson }}
     - require:
       - sls: redis_sidekiq.packages

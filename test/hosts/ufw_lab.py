@@ -63,8 +63,8 @@ def load(path: str):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     module.__opts__ = {"file_client": "local"}
+    # Nobody has to get through here: UFW stays off.
     module.__salt__ = {"cmd.run_all": run_all}
-    module.sshd_ports = list
     return module
 
 

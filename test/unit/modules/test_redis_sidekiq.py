@@ -443,6 +443,7 @@ def test_defaults(settle):
             "routed": None,
             "logging": None,
             "only_ours": False,
+            "allow_lockout": [],
             "rules": [
                 {"name": "ssh", "action": "allow", "port": "22", "proto": "tcp", "from": "any"},
                 {"name": "http", "action": "allow", "port": "80", "proto": "tcp", "from": "any"},

@@ -18,8 +18,13 @@ RELEASES = sorted(path.name[len("user.rules-") : -len(".txt")] for path in DATA.
 @pytest.fixture
 def ufw_rules(load):
     module = load("_modules/ufw_rules.py")
-    module.__opts__ = {"file_client": "local"}
-    module.__salt__ = {}
+    guard = load("_modules/ufw_guard.py")
+    module.__opts__ = guard.__opts__ = {"file_client": "local"}
+    module.__salt__ = {f"ufw_guard.{name}": getattr(guard, name) for name in ("facts", "refuse", "risks_of_ssh")}
+    module.sshd_at = lambda *ports: setattr(
+        guard, "_sshd_doors", lambda *_: [guard.Door(family, None, port) for port in ports for family in "46"]
+    )
+    module.sshd_at()
     return module
 
 
@@ -131,7 +136,6 @@ def test_tuple_of_an_old_release_has_no_direction(ufw_rules):
 def test_host_without_ufw(ufw_rules, tmp_path):
     found = ufw_rules.status(str(tmp_path))
     assert not found["installed"] and not found["enabled"] and found["rules"] == []
-    ufw_rules.sshd_ports = list
     changes = ufw_rules.differences([SSH], root=str(tmp_path))
     assert changes["policies"]["incoming"] == {"old": "", "new": "deny"}
     assert changes["enabled"] == {"old": False, "new": True}
@@ -457,39 +461,9 @@ def test_order_of_rules_that_share_no_packet_does_not_matter(ufw_rules):
 # --- never shut out ssh -----------------------------------------------------------------------------------------------
 
 
-def shut(module, rules, port=22, policy="deny"):
-    return module._shut(lines(module, *rules), port, policy)
-
-
-@pytest.mark.parametrize(
-    ("rules", "expected"),
-    [
-        ([], True),
-        ([SSH], False),
-        ([HTTP], True),
-        ([rule("s", "20:30")], False),
-        ([rule("s", 22, "limit")], False),
-        ([rule("s", 22, source="10.0.0.0/8")], False),
-        ([rule("s", 22, proto="any")], False),
-        ([rule("s", 22, proto="udp")], True),
-        ([rule("s", 22, "deny")], True),
-        ([rule("no", "1:100", "deny"), SSH], True),
-        ([rule("no", "1:100", "deny", "192.0.2.0/24"), SSH], False),
-        ([SSH, rule("no", "1:100", "deny")], False),
-    ],
-)
-def test_whether_ssh_is_shut(ufw_rules, rules, expected):
-    assert shut(ufw_rules, rules) is expected
-
-
-def test_policy_allow_keeps_ssh_open_unless_a_rule_shuts_it(ufw_rules):
-    assert not shut(ufw_rules, [], policy="allow")
-    assert shut(ufw_rules, [rule("s", 22, "reject")], policy="allow")
-
-
 def test_every_port_of_sshd_must_be_open(ufw_rules, recorded):
     _, root = recorded
-    ufw_rules.sshd_ports = lambda: [22, 2022]
+    ufw_rules.sshd_at(22, 2022)
     with pytest.raises(CommandExecutionError, match="port 2022.*ssh: {port: 2022}.*Nothing was changed"):
         ufw_rules.differences([SSH], root=root)
 
@@ -498,53 +472,26 @@ def test_deny_of_someone_else_before_our_allow_is_seen(ufw_rules, tmp_path):
     """UFW is off and has an old `deny 1:100/tcp`: switched on, it would win against our rule, which is appended."""
     (tmp_path / "etc/ufw").mkdir(parents=True)
     (tmp_path / "etc/ufw/user.rules").write_text("### tuple ### deny tcp 1:100 0.0.0.0/0 any 0.0.0.0/0 in\nCOMMIT\n")
-    ufw_rules.sshd_ports = lambda: [22]
+    ufw_rules.sshd_at(22)
     with pytest.raises(CommandExecutionError, match="shut out ssh"):
         ufw_rules.differences([SSH], root=str(tmp_path))
 
 
 def test_switching_off_needs_no_ssh_rule(ufw_rules, recorded):
     _, root = recorded
-    ufw_rules.sshd_ports = lambda: pytest.fail("nobody needs to know")
+    ufw_rules.__salt__ = {"ufw_guard.facts": lambda root: pytest.fail("nobody needs to know")}
     assert ufw_rules.differences([], enabled=False, root=root)["enabled"] == {"old": True, "new": False}
 
 
 def test_outgoing_deny_must_not_cut_off_the_master(ufw_rules, recorded):
     _, root = recorded
-    ufw_rules.sshd_ports = lambda: [22]
-    ufw_rules.__opts__ = {"file_client": "remote", "publish_port": 4505, "master_port": 4506}
+    ufw_rules.sshd_at(22)
+    ufw_rules.__opts__.update({"file_client": "remote", "publish_port": 4505, "master_port": 4506})
     # The recorded host lets 4505 out, not 4506.
     with pytest.raises(CommandExecutionError, match="out to port 4506"):
         ufw_rules.differences([SSH], outgoing="deny", root=root)
     ufw_rules.__opts__["master_port"] = 4505
     assert "outgoing" in ufw_rules.differences([SSH], outgoing="deny", root=root)["policies"]
-
-
-@pytest.fixture
-def sshd(ufw_rules, monkeypatch):
-    """Pretend what `sshd -T` says and where an sshd listens."""
-
-    def _sshd(stdout="", retcode=0, stderr="", listening=(), path="/usr/sbin/sshd"):
-        answer = {"stdout": stdout, "stderr": stderr, "retcode": retcode}
-        monkeypatch.setattr(ufw_rules, "_run", lambda argv: answer)
-        monkeypatch.setattr(ufw_rules.salt.utils.path, "which", lambda name: path)
-        monkeypatch.setattr(ufw_rules, "_listening_sshd", lambda: set(listening))
-        return ufw_rules.sshd_ports
-
-    return _sshd
-
-
-def test_ports_of_sshd(sshd):
-    assert sshd("port 2222\nport 22\naddressfamily any\nx11displayoffset 10\n")() == [22, 2222]
-    assert sshd("port 2222\n", listening=[22])() == [22, 2222], "the running sshd has not seen its new configuration"
-    assert sshd(path=None)() == []
-
-
-def test_sshd_that_does_not_tell_its_ports(sshd):
-    broken = {"retcode": 255, "stderr": "Missing privilege separation directory: /run/sshd"}
-    assert sshd(listening=[22], **broken)() == [22]
-    with pytest.raises(CommandExecutionError, match="Missing privilege separation directory: /run/sshd"):
-        sshd(**broken)()
 
 
 # --- the kernel -------------------------------------------------------------------------------------------------------
