@@ -701,6 +701,20 @@ FIREWALL = Section(
             choices=GUARDS,
             example=["ssh_ipv6"],
         ),
+        "confirm": Setting(
+            "choice",
+            "run",
+            "Who confirms a change, so that a timer does not put the former rules back: the `run` itself, by new "
+            "connections to its master; the `master`, by `salt MINION ufw_guard.confirm`; `none`: they never come back.",
+            choices=("run", "master", "none"),
+        ),
+        "confirm_within": Setting(
+            "integer",
+            60,
+            "Seconds until they come back; a run that changes the firewall takes five.",
+            low=20,
+            high=3600,
+        ),
     },
 )
 

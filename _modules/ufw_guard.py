@@ -28,19 +28,27 @@ Where the facts come from:
 
 What ufw's ``before.rules`` let through is not asked about: loopback, and connections that stand. Neither opens a new
 way in.
+
+And where the judgement is wrong, there is a way back: before the first change the former rules are kept and a timer of
+systemd's is started, which puts them back (``redis_sidekiq/firewall/files/ufw_rollback.py``) unless the change is confirmed.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import functools
 import glob
 import ipaddress
+import json
 import os
 import re
 import socket
 import struct
+import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import salt.utils.atomicfile
 import salt.utils.files
 import salt.utils.path
 from salt.exceptions import CommandExecutionError, SaltInvocationError
@@ -60,7 +68,9 @@ LIMIT = 6  # new connections in 30 s from one address (ufw/backend_iptables.py, 
 RESOLV = ("/etc/resolv.conf", "/run/systemd/resolve/resolv.conf")
 HOSTS = "/etc/hosts"
 TABLES = {"4": "/proc/net/tcp", "6": "/proc/net/tcp6"}
-TOOL_TIMEOUT = 30  # s: `sshd -T`, `systemctl show`
+TOOL_TIMEOUT = 180  # s: `sshd -T` and systemctl answer at once; a way back waits for a lock
+PROOF_TIMEOUT = 10  # s for a master to answer
+CONNECT_TIMEOUT = 3  # s for one connection
 
 
 def __virtual__():
@@ -851,3 +861,302 @@ def refuse(lines, policies, ipv6=True, told=(), known=None, root=""):
         ending = f"Nothing was changed. If that is meant: redis_sidekiq:firewall:allow_lockout: [{', '.join(refused)}]"
         raise CommandExecutionError(". ".join([*(found[name] for name in refused), ending]))
     return found
+
+
+def check():
+    """
+    Judge the rules that are in UFW's files now, as they would be if UFW is on. Touches nothing.
+
+    Returns guard -> sentence, for each that objects; empty: nobody is shut out.
+
+    Raises CommandExecutionError if there is an sshd and its ports cannot be told.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' ufw_guard.check
+    """
+    lines, policies, ipv6 = __salt__["ufw_rules.in_files"]()
+    return _found(lines, policies, facts(), ipv6)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The way back: a timer of systemd's, started before the first change
+# --------------------------------------------------------------------------------------------------------------------
+
+PROGRAM = "/usr/local/lib/redis_sidekiq/ufw_rollback.py"
+FOLDER = "/var/lib/redis_sidekiq/firewall-rollback"
+PLAN = f"{FOLDER}/plan.json"
+KEPT = {"user.rules": "/etc/ufw/user.rules", "user6.rules": "/etc/ufw/user6.rules"}
+DEFAULTS, CONF = "/etc/default/ufw", "/etc/ufw/ufw.conf"
+NAME = "redis_sidekiq-ufw-rollback"
+BOOT_UNIT = f"/etc/systemd/system/{NAME}.service"
+BOOT_LINK = f"/etc/systemd/system/multi-user.target.wants/{NAME}.service"
+LOCK = "/run/redis_sidekiq-ufw.lock"
+CONFIRM = ("run", "master", "none")
+PYTHON = "/usr/bin/python3"  # ufw is written in it
+
+# Before ufw.service, which has no default dependencies either.
+UNIT = f"""[Unit]
+Description=Former rules of the firewall, after a change that nobody confirmed
+DefaultDependencies=no
+RequiresMountsFor=/etc /var/lib/redis_sidekiq /usr/local/lib
+After=local-fs.target systemd-remount-fs.service
+Before=ufw.service network-pre.target
+ConditionPathExists={PLAN}
+
+[Service]
+Type=oneshot
+ExecStart={PYTHON} -I -B {PROGRAM} --boot
+"""
+
+
+def pending():
+    """
+    The change that waits for its confirmation. Starts no process.
+
+    Returns a dictionary, empty if none waits: ``armed`` and ``until`` (times), ``within`` (s), ``confirm`` (by whom:
+    ``run``, ``master``), ``token``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' ufw_guard.pending
+    """
+    plan = _plan()
+    return {key: plan[key] for key in ("armed", "until", "within", "confirm", "token")} if plan else {}
+
+
+def _plan():
+    text = _read(PLAN)
+    return json.loads(text) if text else {}
+
+
+def arm(loaded, complete, made, confirm="run", within=60):
+    """
+    Keep UFW's rules, and have systemd put them back unless :func:`settle` or :func:`confirm` comes first. Called by
+    :py:func:`ufw_rules.apply`, which holds its lock. While an older change waits, what was before that one is kept.
+
+    loaded
+        Whether UFW is in force in the kernel.
+    complete
+        Whether its rule files are complete.
+    made
+        The policies that the change makes: assignment in /etc/default/ufw -> value.
+    confirm
+        Who confirms: ``run`` or ``master``.
+    within
+        Seconds.
+
+    Returns the change's token; empty where systemd does not run this host.
+
+    Raises CommandExecutionError if the timer cannot be started.
+
+    CLI Example: none, see :func:`pending`.
+    """
+    if not os.path.isdir("/run/systemd/system"):  # sd_booted(3)
+        return ""
+    if not os.path.exists(PROGRAM):
+        raise CommandExecutionError(
+            f"There is no {PROGRAM}, which puts the former rules back: apply redis_sidekiq.firewall, or set "
+            "redis_sidekiq:firewall:confirm to none"
+        )
+    old, now = _plan(), time.time()
+    token = f"{now:.3f}".replace(".", "-")
+    # The timer first: without a plan, or with another's token in it, it does nothing.
+    _start_timer(token, within)
+    if not old:
+        _keep_files()
+        old = {"before": _before(), "loaded": loaded, "rules": complete}
+    plan = {
+        **{key: old[key] for key in ("before", "loaded", "rules")},
+        "made": {"defaults": made, "conf": {}},
+        "token": token,
+        "confirm": confirm,
+        "within": within,
+        "armed": _clock(now),
+        "until": _clock(now + within),
+        "unit": BOOT_UNIT,
+        "link": BOOT_LINK,
+    }
+    _write(BOOT_UNIT, UNIT, 0o644)
+    os.makedirs(os.path.dirname(BOOT_LINK), exist_ok=True)
+    if not os.path.lexists(BOOT_LINK):
+        os.symlink(BOOT_UNIT, BOOT_LINK)
+    _write(PLAN, json.dumps(plan) + "\n", 0o600)
+    _stop_timer(old.get("token", ""))
+    return token
+
+
+def _clock(seconds):
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
+
+
+def _write(path, text, mode):
+    """In one step, and to the disk: a power cut leaves the old file or the new one."""
+    with salt.utils.atomicfile.atomic_open(path, "w") as file:
+        os.fchmod(file.fileno(), mode)
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    folder = os.open(os.path.dirname(path), os.O_RDONLY)
+    os.fsync(folder)
+    os.close(folder)
+
+
+def _keep_files():
+    os.makedirs(FOLDER, mode=0o700, exist_ok=True)
+    for name, path in KEPT.items():
+        _write(f"{FOLDER}/{name}", _read(path), 0o600)
+
+
+def _before():
+    """The assignments that a change of ours may touch, as they are written."""
+
+    def written(path, names):
+        found = dict(re.findall(r"^(\w+)=(.*)$", _read(path), re.MULTILINE))
+        return {name: found[name] for name in names if name in found}
+
+    return {
+        "defaults": written(DEFAULTS, ("DEFAULT_INPUT_POLICY", "DEFAULT_OUTPUT_POLICY", "DEFAULT_FORWARD_POLICY")),
+        "conf": written(CONF, ("ENABLED", "LOGLEVEL")),
+    }
+
+
+def _start_timer(token, within):
+    command = [PYTHON, "-I", "-B", PROGRAM, f"--token={token}"]
+    timer = ["--collect", f"--unit={NAME}-{token}", f"--on-active={within}", "--timer-property=AccuracySec=100ms"]
+    found = _run(["systemd-run", *timer, "--description=Former rules of the firewall", *command])
+    if found["retcode"]:
+        raise CommandExecutionError(
+            f"systemd does not start the timer that would put the former rules back: {found['stderr'].strip()}. "
+            "Nothing was changed"
+        )
+
+
+def _stop_timer(token):
+    if token:
+        _run(["systemctl", "stop", f"{NAME}-{token}.timer"])
+
+
+def settle(known, confirm="run"):
+    """
+    Prove on new connections that the change shuts nobody out, and take the way back away. Called by
+    :py:func:`ufw_rules.apply`, which holds its lock, once the facts are as wished.
+
+    known
+        What :func:`facts` returned before the change; ``None`` if UFW is off.
+    confirm
+        Who confirms: with ``master`` this does nothing.
+
+    Raises CommandExecutionError if the proof fails.
+
+    CLI Example: none, see :func:`confirm`.
+    """
+    if confirm == "master":
+        return
+    wrong = _unreachable(known) if known else ""
+    if wrong:
+        raise CommandExecutionError(wrong)
+    _disarm()
+
+
+def _unreachable(known):
+    """What cannot be reached on a new connection; empty if all is well."""
+    masters = [address for address in known["masters"] if address is not None]
+    until = time.monotonic() + PROOF_TIMEOUT
+    wrong = ""
+    while masters:
+        for address in masters:
+            wrong = next(filter(None, (_try(address, port) for port in reversed(known["master_ports"]))), "")
+            if not wrong:
+                return ""
+        if time.monotonic() > until:
+            return f"The master cannot be reached any more: {wrong}"
+        time.sleep(0.5)
+    listening = {(one.family, one.port) for one in _sockets() if one.state == LISTEN}
+    for door in known["sshd"]:
+        # Through loopback, so it says that sshd lives; that the rules let it be reached was judged before.
+        ways = _ways(door, known["addresses"])
+        if ways and (door.family, door.port) in listening:
+            wrong = _try(ways[0][1], door.port)
+            if wrong:
+                return f"sshd does not answer any more: {wrong}"
+    return ""
+
+
+def _try(address, port):
+    try:
+        socket.create_connection((str(address), port), CONNECT_TIMEOUT).close()
+    except OSError as exc:
+        return f"{address} port {port}: {exc.strerror or exc}"
+    return ""
+
+
+def _disarm():
+    """The plan first: without it neither the timer nor the boot does anything."""
+    token = _plan().get("token", "")
+    for path in (PLAN, *(f"{FOLDER}/{name}" for name in KEPT), BOOT_LINK, BOOT_UNIT):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+    with contextlib.suppress(OSError):
+        os.rmdir(FOLDER)
+    _stop_timer(token)
+
+
+def disarm():
+    """
+    Take the way back away without any proof. Called by :py:func:`ufw_rules.withdraw`, which holds its lock.
+
+    CLI Example: none, see :func:`confirm`.
+    """
+    if os.path.exists(PLAN):
+        _disarm()
+
+
+def confirm():
+    """
+    Confirm the change that waits for it: the former rules do not come back. A call of this from the master is the proof
+    that the master still reaches the minion.
+
+    Returns a sentence.
+
+    Raises CommandExecutionError if no change waits: it was confirmed, or the former rules are back.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt MINION ufw_guard.confirm
+    """
+    with salt.utils.files.fopen(LOCK, "a", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        plan = _plan()
+        if not plan:
+            raise CommandExecutionError(
+                "No change of the firewall waits for a confirmation: it was confirmed, or the former rules are back, "
+                f"see `journalctl --unit='{NAME}*'`"
+            )
+        _disarm()
+    return f"The change of {plan['armed']} is confirmed"
+
+
+def roll_back(token):
+    """
+    Put the former rules back at once. Called by :py:func:`ufw_rules.apply` after a change that failed, without its lock.
+
+    token
+        What :func:`arm` returned.
+
+    Returns a sentence.
+
+    CLI Example: none, see :func:`pending`.
+    """
+    until = _plan().get("until", "soon")
+    found = _run([PYTHON, "-I", "-B", PROGRAM, f"--token={token}"])
+    if found["retcode"] or os.path.exists(PLAN):
+        return f"The former rules come back at {until}"
+    _stop_timer(token)
+    return "The former rules are back"

@@ -755,6 +755,16 @@ def _facts(root="", directions=ALWAYS):
     }
 
 
+def in_files():
+    """
+    For :py:func:`ufw_guard.check`: (the rules as lines, the policies, whether UFW handles IPv6), from UFW's files.
+
+    CLI Example: none, see :func:`status`.
+    """
+    files = _files()
+    return files["lines"], {key: files[key] for key in DIRECTIONS}, files["ipv6"]
+
+
 def status(root=""):
     """
     UFW as it is: files and kernel. Starts no process (two where iptables is the legacy one).
@@ -820,6 +830,8 @@ def differences(
     logging=None,
     only_ours=False,
     allow_lockout=(),
+    confirm="run",
+    confirm_within=60,
 ):
     """
     What :func:`apply` would change. Touches nothing. Starts no process if there is nothing to change, else two (see
@@ -846,6 +858,11 @@ def differences(
         Whether rules that others made go too. Default: false.
     allow_lockout
         Names of guards (see ``ufw_guard``) whose refusal is overridden. Default: none.
+    confirm
+        Who confirms the change, so that the former rules do not come back: ``run`` (default) itself by new connections,
+        ``master`` by a call of :py:func:`ufw_guard.confirm`, ``none`` if they are never to come back.
+    confirm_within
+        Seconds until they come back otherwise. Default: 60.
 
     Returns a dictionary, empty if all is as wished: ``rules`` (``added``, ``removed``: sentences), ``policies``
     (``incoming``, ``outgoing``, ``routed``: ``old``, ``new``), ``logging`` and ``enabled`` (``old``, ``new``), ``files``
@@ -860,7 +877,9 @@ def differences(
 
         salt '*' ufw_rules.differences '[{"name": "ssh", "port": 22}]'
     """
-    wanted = _wanted(rules, incoming, outgoing, enabled, routed, logging, only_ours, allow_lockout)
+    wanted = _wanted(
+        rules, incoming, outgoing, enabled, routed, logging, only_ours, allow_lockout, confirm, confirm_within
+    )
     return _compare(wanted, root)[0]
 
 
@@ -873,9 +892,11 @@ class Wanted(NamedTuple):
     logging: str | None
     only_ours: bool
     told: tuple = ()  # names of guards that are overridden
+    confirm: str = "none"
+    within: int = 0  # s
 
 
-def _wanted(rules, incoming, outgoing, enabled, routed, logging, only_ours, told):
+def _wanted(rules, incoming, outgoing, enabled, routed, logging, only_ours, told, confirm, within):
     policies = {"incoming": incoming, "outgoing": outgoing, "routed": routed}
     policies = {key: value for key, value in policies.items() if key in ALWAYS or value is not None}
     for key, value in policies.items():
@@ -883,7 +904,7 @@ def _wanted(rules, incoming, outgoing, enabled, routed, logging, only_ours, told
             raise SaltInvocationError(f"Found {key} {value!r}; allowed: allow, deny, reject")
     if logging is not None and logging not in LEVELS:
         raise SaltInvocationError(f"Found logging {logging!r}; allowed: {', '.join(LEVELS)}")
-    return Wanted(rules, policies, enabled, logging, only_ours, tuple(told))
+    return Wanted(rules, policies, enabled, logging, only_ours, tuple(told), confirm, within)
 
 
 def _compare(wanted, root):
@@ -891,6 +912,14 @@ def _compare(wanted, root):
     facts = _facts(root, tuple(wanted.policies))
     wish = _wished(_expanded(wanted.rules, root), facts["ipv6"])
     changes = _changes(facts, wish, wanted)
+    waits = {} if root else __salt__["ufw_guard.pending"]()
+    if waits and changes and wanted.confirm == waits["confirm"] == "master":
+        raise CommandExecutionError(
+            f"A change of the firewall waits for its confirmation until {waits['until']}: run `ufw_guard.confirm`, or "
+            "let the former rules come back first. Nothing was changed"
+        )
+    if waits and wanted.confirm != "master":
+        changes["rollback"] = {"old": f"the former rules come back at {waits['until']}", "new": "confirmed"}
     known = None
     if changes and wanted.enabled:
         known = __salt__["ufw_guard.facts"](root)
@@ -998,6 +1027,8 @@ def apply(
     logging=None,
     only_ours=False,
     allow_lockout=(),
+    confirm="run",
+    confirm_within=60,
 ):
     """
     Bring UFW to the wish: what lets packets in first (ssh before all), then policies if they differ, then what keeps
@@ -1022,31 +1053,68 @@ def apply(
 
         salt '*' ufw_rules.apply '[{"name": "ssh", "port": 22}, {"name": "http", "port": 80}]'
     """
-    wanted = _wanted(rules, incoming, outgoing, enabled, routed, logging, only_ours, allow_lockout)
+    wanted = _wanted(
+        rules, incoming, outgoing, enabled, routed, logging, only_ours, allow_lockout, confirm, confirm_within
+    )
     with _alone(root):
         changes, facts, wish, known = _compare(wanted, root)
         if not changes:
             return {}
         _need_ufw()
         _write_record(root, facts, wanted)
+        token = "" if root else _arm(facts, changes, wanted)
+        try:
+            if set(changes) != {"rollback"}:
+                _make(root, facts, wish, wanted, known)
+            if not root:
+                _settle(wish, wanted, known)
+            return changes
+        except CommandExecutionError as exc:
+            if not token:
+                raise
+            failed = exc
+    # Without the lock, which the way back takes itself.
+    raise CommandExecutionError(f"{failed}. {__salt__['ufw_guard.roll_back'](token)}") from failed
 
-        if _on(facts) and (facts["gaps"] or not enabled):
-            # With gaps too: ufw refuses to change a rule while its chains are not all there. Off, it only writes files,
-            # and what a run that was cut off left in the kernel shuts nobody out.
-            _switch_off(root)
-        _complete_files(root, facts)
-        _let_in(root, wish, {door.port for door in known["sshd"]} if known else set(), only_ours)
-        if enabled:
-            # The real lines now, not the plan: ufw may have skipped one.
-            lines = _outcome(_files(root)["lines"], wish, only_ours)
-            __salt__["ufw_guard.refuse"](lines, wanted.policies, facts["ipv6"], wanted.told, known)
-        _set_policies(root, wanted.policies)
-        _set_logging(root, logging)
-        _keep_out(root, wish, only_ours)
-        _delete(root, _stale(_files(root)["lines"], wish, only_ours))
-        if enabled:
-            _enable(root, tuple(wanted.policies))
-        return changes
+
+def _arm(facts, changes, wanted):
+    """The token of the way back; empty where there is none to make."""
+    if wanted.confirm == "none" or set(changes) == {"rollback"}:
+        return ""
+    values = {wished: word for word, wished in POLICIES.items()}
+    # With those that nobody wishes, as they are: whoever changes one meanwhile keeps it.
+    policies = {key: facts[key] for key in DIRECTIONS if facts[key]} | wanted.policies
+    made = {f"DEFAULT_{DIRECTIONS[key]}_POLICY": f'"{values[policy]}"' for key, policy in policies.items()}
+    return __salt__["ufw_guard.arm"](facts["loaded"], not facts["cut_off"], made, wanted.confirm, wanted.within)
+
+
+def _settle(wish, wanted, known):
+    """The change counts: its facts are as wished, and who has to get through does."""
+    left = _changes(_facts("", tuple(wanted.policies)), wish, wanted)
+    if left:
+        raise CommandExecutionError(f"UFW was changed, but still differs in {', '.join(left)}")
+    __salt__["ufw_guard.settle"](known, wanted.confirm)
+
+
+def _make(root, facts, wish, wanted, known):
+    """The changes, in the order of :func:`apply`."""
+    only_ours = wanted.only_ours
+    if _on(facts) and (facts["gaps"] or not wanted.enabled):
+        # With gaps too: ufw refuses to change a rule while its chains are not all there. Off, it only writes files,
+        # and what a run that was cut off left in the kernel shuts nobody out.
+        _switch_off(root)
+    _complete_files(root, facts)
+    _let_in(root, wish, {door.port for door in known["sshd"]} if known else set(), only_ours)
+    if wanted.enabled:
+        # The real lines now, not the plan: ufw may have skipped one.
+        lines = _outcome(_files(root)["lines"], wish, only_ours)
+        __salt__["ufw_guard.refuse"](lines, wanted.policies, facts["ipv6"], wanted.told, known)
+    _set_policies(root, wanted.policies)
+    _set_logging(root, wanted.logging)
+    _keep_out(root, wish, only_ours)
+    _delete(root, _stale(_files(root)["lines"], wish, only_ours))
+    if wanted.enabled:
+        _enable(root, tuple(wanted.policies))
 
 
 def _write_record(root, facts, wanted):
@@ -1432,6 +1500,9 @@ def _way_back(root):
     if record:
         sysctls = {} if root or before["enabled"] else _old_sysctls(record)
         changes = {**changes, **({"sysctls": sysctls} if sysctls else {}), "record": f"{RECORD} removed"}
+    waits = {} if root else __salt__["ufw_guard.pending"]()
+    if waits:
+        changes["rollback"] = {"old": f"the former rules come back at {waits['until']}", "new": "confirmed"}
     if changes.get("enabled", {}).get("new"):
         lines = [line for line in facts["lines"] if line not in gone]
         __salt__["ufw_guard.refuse"](lines, policies, facts["ipv6"], known=known, root=root)
@@ -1483,6 +1554,8 @@ def withdraw(root=""):
             _delete(root, [line for line in _files(root)["lines"] if line.ours and line not in kept])
             if before["enabled"]:
                 _enable(root)
+        if not root:
+            __salt__["ufw_guard.disarm"]()
         # Last: until here a run that was cut off finds out again what was before.
         with contextlib.suppress(FileNotFoundError):
             os.unlink(root + RECORD)

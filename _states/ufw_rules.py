@@ -33,6 +33,8 @@ def managed(
     logging=None,
     only_ours=False,
     allow_lockout=(),
+    confirm="run",
+    confirm_within=60,
 ):
     """
     UFW has these rules of ours, these policies, and is on (or off): in its files and in the kernel.
@@ -69,6 +71,11 @@ def managed(
     allow_lockout
         Names of guards (see ``ufw_guard``) whose refusal is overridden: ssh, ssh_ipv4, ssh_ipv6, connection, limit,
         master, dns, minions. Default: none.
+    confirm
+        Who confirms a change, so that systemd does not put the former rules back: ``run`` (default) itself by new
+        connections, ``master`` by `salt MINION ufw_guard.confirm`, ``none`` if they are never to come back.
+    confirm_within
+        Seconds until they come back otherwise. Default: 60.
 
     ``changes`` holds ``rules`` (``added``, ``removed``), ``policies``, ``logging`` and ``enabled`` (``old``, ``new``).
 
@@ -90,14 +97,19 @@ def managed(
         "logging": logging,
         "only_ours": only_ours,
         "allow_lockout": allow_lockout,
+        "confirm": confirm,
+        "confirm_within": confirm_within,
     }
     changes = {}
     try:
         changes = __salt__["ufw_rules.differences"](rules, **wish)
         if not changes:
-            return ret
+            return {**ret, "comment": ret["comment"] + _waits(root)}
         if __opts__["test"]:
-            return {**ret, "result": None, "changes": changes, "comment": f"UFW would change: {_sentence(changes)}"}
+            comment = f"UFW would change: {_sentence(changes)}"
+            if confirm == "master":
+                comment += f", and the former rules come back unless it is confirmed within {confirm_within} s"
+            return {**ret, "result": None, "changes": changes, "comment": comment}
         ret["changes"] = __salt__["ufw_rules.apply"](rules, **wish)
         left = __salt__["ufw_rules.differences"](rules, **wish)
     except (CommandExecutionError, SaltInvocationError) as exc:
@@ -107,7 +119,18 @@ def managed(
         return {**ret, "result": False, "comment": f"UFW was changed, but still differs: {_sentence(left)}"}
     if not ret["changes"]:
         return {**ret, "comment": "UFW is as wished: another run changed it meanwhile"}
-    return {**ret, "comment": f"UFW was changed: {_sentence(ret['changes'])}"}
+    return {**ret, "comment": f"UFW was changed: {_sentence(ret['changes'])}{_waits(root)}"}
+
+
+def _waits(root):
+    """Who has to confirm what was changed, and until when."""
+    found = {} if root else __salt__["ufw_guard.pending"]()
+    if not found:
+        return ""
+    return (
+        f". It waits for `salt {__opts__.get('id', 'MINION')} ufw_guard.confirm`: the former rules come back at "
+        f"{found['until']}"
+    )
 
 
 def absent(name, root=""):
@@ -177,6 +200,7 @@ def _sentence(changes):
     parts += [f"{path} written anew, it was cut off" for path in changes.get("files", [])]
     parts += [f"{name} {one['old']} -> {one['new']}" for name, one in changes.get("sysctls", {}).items()]
     parts += [changes["record"]] if "record" in changes else []
+    parts += ["the former change confirmed"] if "rollback" in changes else []
     return "; ".join(parts)
 
 

@@ -18,6 +18,7 @@ on_both = pytest.mark.parametrize("host", ["bookworm", "trixie"], indirect=True)
 CLEAN = '#!json\n{"fw": {"ufw_rules.absent": []}}'
 SSH, HTTP = {"name": "ssh", "port": 22}, {"name": "http", "port": 80}
 REDIS = {"name": "redis_6379", "port": 6379, "from": "10.1.2.3/8"}
+ROLLBACK = "/usr/local/lib/redis_sidekiq/ufw_rollback.py"
 FACTS = (
     "cat /etc/ufw/*.rules /etc/ufw/ufw.conf /etc/default/ufw; iptables -S; ip6tables -S; ls -A /var/lib/redis_sidekiq"
 )
@@ -54,6 +55,7 @@ def prepared(module_hosts):
             host = module_hosts(f"fw-{image}", image=image)
             host.run(["apt-get", "install", "-y", "ufw", "openssh-server"], timeout=300)
             make_masterless(host, {"redis_sidekiq": {}})
+            host.run(["install", "-D", f"{FILE_ROOT}/redis_sidekiq/firewall/files/ufw_rollback.py", ROLLBACK])
             salt_call(host, "saltutil.sync_all")
             host.power_off()
             made[image] = host.snapshot(f"{image}-firewall")

@@ -305,6 +305,7 @@ def test_absent_when_ufw_was_on_before_keeps_ssh_open(copy, managed, absent):
 def test_absent_needs_no_rule_of_ours_where_another_lets_ssh_in(copy, managed, absent):
     copy.write("etc/ufw/ufw.conf", "ENABLED=yes\n")
     copy.write("etc/ufw/user.rules", "### tuple ### limit tcp 22 0.0.0.0/0 any 0.0.0.0/0 in\nCOMMIT\n")
+    copy.write("etc/ufw/user6.rules", "### tuple ### limit tcp 22 ::/0 any ::/0 in\nCOMMIT\n")
     managed({"name": "all", "port": "1:1024"})
     assert absent().changes["rules"] == {"removed": ["all: allow tcp 1:1024 from any"]}
     assert copy.rules() == ["limit 22 0.0.0.0/0 -"]

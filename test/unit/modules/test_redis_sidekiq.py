@@ -444,6 +444,8 @@ def test_defaults(settle):
             "logging": None,
             "only_ours": False,
             "allow_lockout": [],
+            "confirm": "run",
+            "confirm_within": 60,
             "rules": [
                 {"name": "ssh", "action": "allow", "port": "22", "proto": "tcp", "from": "any"},
                 {"name": "http", "action": "allow", "port": "80", "proto": "tcp", "from": "any"},
