@@ -55,6 +55,7 @@ ANY = {"4": "0.0.0.0/0", "6": "::/0"}
 RULES = {"4": "/etc/ufw/user.rules", "6": "/etc/ufw/user6.rules"}
 DEFAULTS = "/etc/default/ufw"
 CONF = "/etc/ufw/ufw.conf"
+AFTER = ("/etc/ufw/after.rules", "/etc/ufw/after6.rules")
 PROFILES = "/etc/ufw/applications.d"
 PROC_SYS = "/proc/sys"
 RECORD = "/var/lib/redis_sidekiq/firewall.json"
@@ -723,8 +724,11 @@ def _kernel_gaps(files, kernel, directions=ALWAYS):
         for key in directions:
             chain = DIRECTIONS[key]
             policy = "ACCEPT" if files[key] == "allow" else "DROP"
+            rejects = chains.get(f"{prefix}-reject-{chain.lower()}", 0) > 0
             if kernel[family]["policy"].get(chain) != policy:
                 gaps.append(f"IPv{family}: the policy of {chain} is not {policy} in the kernel")
+            elif rejects != (files[key] == "reject"):
+                gaps.append(f"IPv{family}: what no rule names is {'' if rejects else 'not '}rejected in {chain}")
     return gaps
 
 
@@ -972,9 +976,10 @@ def _switch(facts, enabled):
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def _run(argv):
+def _run(argv, **more):
     return __salt__["cmd.run_all"](
         argv,
+        **more,
         python_shell=False,
         env={"LC_ALL": "C", "LANGUAGE": "C"},
         timeout=UFW_TIMEOUT,
@@ -1034,11 +1039,11 @@ def apply(
     Bring UFW to the wish: what lets packets in first (ssh before all), then policies if they differ, then what keeps
     packets out, then ours that left the pillar, and the switch last. ``ufw reset`` is never used.
 
-    While UFW runs, a policy can only be changed by a restart of UFW (``ufw default``). Ports stay reachable during it,
-    but for about a second those that are shut are open; ufw by itself would drop every packet for half a second.
+    While UFW runs, ufw can change a policy only by a restart, which drops every packet for half a second and opens every
+    port for as long. Here the kernel gets it in one transaction, and the file what ufw would write.
 
-    With the policy ``reject``, ufw refuses connections for some tenths of a second while it starts, ssh too, and a
-    power cut in just that moment leaves the host shut until it boots: ``deny`` has no such moment.
+    With the policy ``reject``, ufw refuses every connection for some tenths of a second while it starts. So it is
+    started with ``deny``, and rejects once its rules are there.
 
     Parameters as for :func:`differences`.
 
@@ -1109,12 +1114,15 @@ def _make(root, facts, wish, wanted, known):
         # The real lines now, not the plan: ufw may have skipped one.
         lines = _outcome(_files(root)["lines"], wish, only_ours)
         __salt__["ufw_guard.refuse"](lines, wanted.policies, facts["ipv6"], wanted.told, known)
-    _set_policies(root, wanted.policies)
+    starts = wanted.enabled and not root and not (facts["enabled"] and not facts["gaps"])
+    gentle = {key: "deny" if starts and policy == "reject" else policy for key, policy in wanted.policies.items()}
+    _set_policies(root, gentle)
     _set_logging(root, wanted.logging)
     _keep_out(root, wish, only_ours)
     _delete(root, _stale(_files(root)["lines"], wish, only_ours))
     if wanted.enabled:
-        _enable(root, tuple(wanted.policies))
+        _enable(root, tuple(gentle))
+        _set_policies(root, wanted.policies)
 
 
 def _write_record(root, facts, wanted):
@@ -1311,18 +1319,73 @@ def _open_policies():
 
 
 def _set_policies(root, policies):
-    """Only those that differ: `ufw default` restarts a running UFW even if nothing changes."""
+    """
+    Only those that differ. `ufw default` restarts a running UFW, which shuts or opens every port for a second; a running
+    one gets its policy in one transaction of the kernel's, and the file as ufw would write it.
+    """
     for key, wished in policies.items():
         facts = _files(root)
         if facts[key] == wished:
             continue
-        if facts["enabled"] and not root:
-            _open_policies()
-        said = _ufw(root, "default", wished, key)
+        if facts["enabled"] and not root and not _has_catch_all():
+            _write_policy(key, wished)
+            _load_policy(key, wished, facts["ipv6"])
+            said = "(it was not asked)"
+        else:
+            if facts["enabled"] and not root:
+                _open_policies()
+            said = _ufw(root, "default", wished, key)
         if _files(root)[key] != wished:
             raise CommandExecutionError(f"The policy for {key} is still {facts[key]}. ufw said: {said}")
         if facts["enabled"]:
-            _prove_in_force(root, said)
+            _prove_in_force(root, said, (*ALWAYS, key))
+
+
+def _has_catch_all():
+    """`ufw default` also changes words in the last rules of old releases (backend_iptables.py, set_default_policy)."""
+    return any(re.search("UFW (BLOCK|ALLOW)", _read(path)) for path in AFTER)
+
+
+def _write_policy(key, wished):
+    """As ufw does, in one step."""
+    word = next(word for word, policy in POLICIES.items() if policy == wished)
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            lock = stack.enter_context(salt.utils.files.fopen(UFW_LOCK, "a", encoding="utf-8"))
+            fcntl.lockf(lock, fcntl.LOCK_EX)
+        text = re.sub(
+            rf"^DEFAULT_{DIRECTIONS[key]}_POLICY=.*$",
+            f'DEFAULT_{DIRECTIONS[key]}_POLICY="{word}"',
+            _read(DEFAULTS),
+            count=1,
+            flags=re.MULTILINE,
+        )
+        with salt.utils.atomicfile.atomic_open(DEFAULTS, "w") as file:
+            os.fchmod(file.fileno(), os.stat(DEFAULTS).st_mode & 0o777)
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _load_policy(key, wished, ipv6):
+    """What ufw-init makes of a policy (ufw-init-functions, ufw_start), without the rest of a start."""
+    for command, prefix in {"iptables": "ufw", **({"ip6tables": "ufw6"} if ipv6 else {})}.items():
+        found = _run([f"{command}-restore", "--noflush"], stdin=_policy_rules(prefix, DIRECTIONS[key], wished))
+        if found["retcode"]:
+            raise CommandExecutionError(f"`{command}-restore` did not take the policy {wished}: {_words(found)}")
+
+
+def _policy_rules(prefix, chain, wished):
+    word, low = next(word for word, policy in POLICIES.items() if policy == wished), chain.lower()
+    lines = ["*filter", f":{chain} {'ACCEPT' if wished == 'allow' else 'DROP'} [0:0]"]
+    lines += [f"-F {prefix}-{name}-{low}" for name in ("reject", "track", "skip-to-policy")]
+    if wished == "reject":
+        lines.append(f"-A {prefix}-reject-{low} -j REJECT")
+    if wished == "allow":
+        new = "-m conntrack --ctstate NEW -j ACCEPT"
+        lines += [f"-A {prefix}-track-{low} -p {proto} {new}" for proto in ("tcp", "udp")]
+    lines += [f"-A {prefix}-skip-to-policy-{low} -j {word}", "COMMIT", ""]
+    return "\n".join(lines)
 
 
 def _set_logging(root, level):
@@ -1357,7 +1420,7 @@ def _enable(root, directions=ALWAYS):
             said = _ufw(root, "--force", "enable")
         except CommandExecutionError as exc:
             _give_up(root, str(exc))
-        _prove_in_force(root, said)
+        _prove_in_force(root, said, directions)
         _sync_files(root)
 
 
@@ -1436,9 +1499,9 @@ def _attribute(kind, data, nested=False):
     return struct.pack("=HH", length, kind | (0x8000 if nested else 0)) + data + bytes(-length % 4)
 
 
-def _prove_in_force(root, said):
+def _prove_in_force(root, said, directions=ALWAYS):
     """Look into the kernel: ufw says "active" too when iptables failed and ENABLED was yes before (set_enabled)."""
-    facts = _facts(root)
+    facts = _facts(root, directions)
     if not facts["enabled"] or facts["gaps"]:
         gaps = "; ".join(facts["gaps"]) or "ENABLED is not yes"
         _give_up(root, f"UFW did not start ({gaps}). It said: {said}")

@@ -172,6 +172,8 @@ def put_files_back(plan: dict) -> None:
 
 def back(plan: dict, boot: bool) -> None:
     """Off first if it was off; on last if it was on. At boot ufw.service comes after and does that."""
+    # A container's kernel outlives its boot, and ufw.service leaves alone what is loaded.
+    boot = boot and bool(run("iptables", "-n", "-L", "ufw-user-input"))
     if not boot:
         open_policies()
         if not plan["loaded"]:

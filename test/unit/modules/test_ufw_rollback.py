@@ -134,8 +134,15 @@ def test_firewall_that_was_off_is_off(host):
     assert is_back(host) and (host.root / "CONF").read_text() == "ENABLED=no\n"
 
 
+LOOK = "iptables -n -L ufw-user-input"
+
+
 def test_at_boot_files_alone(host):
-    assert host("--boot") == [] and host.commands == [] and is_back(host)
+    assert host("--boot", fails=[LOOK]) == [] and host.commands == [LOOK] and is_back(host)
+
+
+def test_at_boot_of_a_container_whose_kernel_went_on(host):
+    assert host("--boot") == ["ufw reload"] and is_back(host)
 
 
 def test_rules_that_cannot_be_loaded_shut_nobody_out(host, capsys):

@@ -1,0 +1,309 @@
+"""A firewall that lets nobody be locked out: what a second host sees every 20 ms, guards, and the way back by a timer."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+
+import pytest
+
+from test.hosts.harness.host import Host
+from test.hosts.lab import FILE_ROOT, Master, salt_call, wait_for
+from test.hosts.test_firewall import (  # noqa: F401  (fixtures)
+    HTTP,
+    ROLLBACK,
+    SSH,
+    added,
+    facts,
+    firewall,
+    host,
+    listen,
+    outside,
+    prepared,
+    reaches,
+)
+
+WEB = {"name": "web", "port": 9999}
+PLAN = "/var/lib/redis_sidekiq/firewall-rollback/plan.json"
+BOOT_UNIT = "/etc/systemd/system/redis_sidekiq-ufw-rollback.service"
+
+# Every 20 ms a new connection to each port, and a line on one that stands; until the file /tmp/stop is there.
+PROBE = """
+import json, os, socket, sys, threading, time
+address, ports, found, threads = sys.argv[1], [int(port) for port in sys.argv[2:]], [], []
+def connect(port):
+    start = time.time()
+    try:
+        socket.create_connection((address, port), 1).close()
+        found.append((start, port, True))
+    except OSError:
+        found.append((start, port, False))
+stands, lines = socket.create_connection((address, 7777), 5), []
+stands.settimeout(5)
+def talk():
+    while not os.path.exists("/tmp/stop"):
+        start = time.time()
+        try:
+            stands.sendall(b"x")
+            lines.append((start, time.time() - start if stands.recv(1) else -1))
+        except OSError:
+            lines.append((start, -1))
+            return
+        time.sleep(0.02)
+threads.append(threading.Thread(target=talk))
+threads[0].start()
+print("ready", flush=True)
+while not os.path.exists("/tmp/stop"):
+    for port in ports:
+        threads.append(threading.Thread(target=connect, args=(port,)))
+        threads[-1].start()
+    time.sleep(0.02)
+for thread in threads:
+    thread.join()
+seen = {port: sorted((at, ok) for at, one, ok in found if one == port) for port in ports}
+print(json.dumps({"ports": seen, "stands": lines}))
+"""
+ECHO = """
+import socket, threading
+server = socket.create_server(("", 7777))
+def serve(one):
+    while data := one.recv(99):
+        one.sendall(data)
+while True:
+    threading.Thread(target=serve, args=(server.accept()[0],), daemon=True).start()
+"""
+
+
+class Seen:
+    """What a probe saw, filled in at its end."""
+
+    ports: dict
+    stands: list
+
+    def assert_allowed(self, port: int = 22) -> None:
+        shut = [at for at, ok in self.ports[str(port)] if not ok]
+        assert len(self.ports[str(port)]) > 40 and not shut, f"{port} was shut {len(shut)} times: {shut[:3]}"
+
+    def assert_denied(self, port: int = 9999, first: bool = False) -> None:
+        """Never open; in a first run only until it is shut."""
+        found = [ok for _, ok in self.ports[str(port)]]
+        found = found[found.index(False) :] if first else found
+        assert found and not any(found), f"{port} was open {sum(found)} times of {len(found)}"
+
+    def assert_stands(self) -> None:
+        assert len(self.stands) > 40 and all(0 <= seconds < 3 for _, seconds in self.stands), self.stands[-3:]
+
+
+@contextlib.contextmanager
+def watched(client: Host, host: Host):
+    """Probe ports 22 and 9999 of ``host`` and a connection to 7777 that stands."""
+    client.run(["rm", "-f", "/tmp/stop"])
+    loop = client.popen(["python3", "-c", PROBE, host.address, "22", "9999"])
+    assert loop.stdout.readline() == "ready\n"
+    seen = Seen()
+    time.sleep(0.5)
+    yield seen
+    time.sleep(0.5)
+    client.run(["touch", "/tmp/stop"])
+    found = json.loads(loop.communicate(timeout=60)[0].splitlines()[-1])
+    seen.ports, seen.stands = found["ports"], found["stands"]
+
+
+@pytest.fixture
+def echoing(host):  # noqa: F811
+    """The host, with something that answers on port 7777; connections to it stand before the firewall comes."""
+    host.popen(["python3", "-c", ECHO])
+    connect = ["python3", "-c", "import socket; socket.create_connection(('127.0.0.1', 7777), 2)"]
+    wait_for(lambda: host.run(connect, check=False).returncode == 0, 20, "port 7777 open")
+    return host
+
+
+ECHOES = {"name": "echo", "port": 7777}
+DENY = {"name": "no", "port": "9000:9998", "action": "deny"}
+CHANGES = {
+    "nothing": (SSH, ECHOES),
+    "rule added": (SSH, ECHOES, HTTP),
+    "rule with a network": (SSH, ECHOES, {**HTTP, "from": "10.0.0.0/8"}),
+    "denial before": (SSH, DENY, ECHOES, {"name": "many", "port": "9000:9100"}),
+    "denial moved": (SSH, ECHOES, {"name": "many", "port": "9000:9100"}, DENY),
+    "action changed": ({**SSH, "action": "limit", "port": "20:21"}, SSH, ECHOES, {**HTTP, "action": "deny"}),
+    "rule removed": (SSH, ECHOES),
+}
+
+
+def test_what_a_second_host_sees_of_each_change(echoing, outside):  # noqa: F811
+    host = echoing  # noqa: F811
+    with watched(outside, host) as seen:
+        firewall(host, SSH, ECHOES).assert_ok()
+    seen.assert_allowed()
+    seen.assert_denied(first=True)
+    seen.assert_stands()
+    with watched(outside, host) as seen:
+        for name, rules in CHANGES.items():
+            run = firewall(host, *rules).assert_ok()
+            assert bool(run.changed) is (name != "nothing"), name
+    seen.assert_allowed()
+    seen.assert_denied()
+    seen.assert_stands()
+    firewall(host, *CHANGES["rule removed"]).assert_unchanged()
+
+
+@pytest.mark.parametrize("policy", ["reject", pytest.param("allow", marks=pytest.mark.soak)])
+def test_what_a_second_host_sees_of_a_policy_that_changes(echoing, outside, policy):  # noqa: F811
+    host = echoing  # noqa: F811
+    shut = {"name": "shut", "port": 9999, "action": "deny"}
+    firewall(host, SSH, ECHOES, shut).assert_ok()
+    with watched(outside, host) as seen:
+        firewall(host, SSH, ECHOES, shut, incoming=policy).assert_ok()
+        firewall(host, SSH, ECHOES, shut, incoming=policy).assert_unchanged()
+        firewall(host, SSH, ECHOES, shut, outgoing="reject").assert_ok()
+        firewall(host, SSH, ECHOES, shut).assert_ok()
+        firewall(host, SSH, ECHOES, shut).assert_unchanged()
+    seen.assert_allowed()
+    seen.assert_denied()
+    seen.assert_stands()
+
+
+# --- the way back ------------------------------------------------------------------------------------------------------
+
+
+def is_armed(host: Host) -> bool:  # noqa: F811
+    return host.exists(PLAN)
+
+
+def assert_no_trace(host: Host) -> None:  # noqa: F811
+    assert not is_armed(host) and not host.exists(BOOT_UNIT)
+    units = host.run(["systemctl", "list-units", "--all", "--no-legend", "redis_sidekiq-ufw-rollback-*"]).stdout
+    assert units.strip() == "", units
+
+
+def test_change_that_nobody_confirms_goes_back(host, outside):  # noqa: F811
+    firewall(host, SSH).assert_ok()
+    assert_no_trace(host)
+    planned = firewall(host, SSH, WEB, confirm="master", confirm_within=8, test=True)
+    assert "come back unless it is confirmed within 8 s" in planned.states["fw"]["comment"] and not is_armed(host)
+    waiting = firewall(host, SSH, WEB, confirm="master", confirm_within=8).assert_ok()
+    assert "ufw_guard.confirm" in waiting.states["fw"]["comment"] and reaches(outside, host, 9999)
+    host.run(["ufw", "allow", "9/tcp", "comment", "mine"])
+    wait_for(lambda: not is_armed(host), 30, "the former rules back")
+    assert added(host) == ["ufw allow 22/tcp comment 'redis_sidekiq:ssh'", "ufw allow 9/tcp comment 'mine'"]
+    assert reaches(outside, host, 22) and not reaches(outside, host, 9999)
+    journal = host.run(["journalctl", "--no-pager", "-o", "cat", "-u", "redis_sidekiq-ufw-rollback*"]).stdout
+    assert "was not confirmed within 8 s" in journal and "somebody else's since: ### tuple ### allow tcp 9 " in journal
+    time.sleep(1)
+    assert_no_trace(host)
+
+    firewall(host, SSH, WEB, confirm="master", confirm_within=60).assert_ok()
+    again = firewall(host, SSH, WEB, confirm="master").assert_unchanged()
+    assert "waits for" in again.states["fw"]["comment"]
+    assert "waits for its confirmation" in firewall(host, SSH, confirm="master").failed["fw"]
+    assert "is confirmed" in salt_call(host, "ufw_guard.confirm")
+    assert_no_trace(host)
+    assert reaches(outside, host, 9999)
+    firewall(host, SSH, WEB).assert_unchanged()
+
+
+def test_forced_lockout_ends_by_itself(host, outside):  # noqa: F811
+    """From UFW off, and from UFW on; everybody is out meanwhile."""
+    for enabled in (False, True):
+        if enabled:
+            firewall(host, SSH).assert_ok()
+        refused = firewall(host, HTTP)
+        assert "shut out ssh" in refused.failed["fw"] and "allow_lockout: [ssh]" in refused.failed["fw"]
+        firewall(host, HTTP, allow_lockout=["ssh"], confirm="master", confirm_within=5).assert_ok()
+        assert not reaches(outside, host, 22)
+        wait_for(lambda: reaches(outside, host, 22), 30, "ssh open again")
+        wait_for(lambda: not is_armed(host), 10, "the way back at its end")
+        assert reaches(outside, host, 9999) is not enabled
+        assert ("Status: active" in host.run(["ufw", "status"]).stdout) is enabled
+
+
+@pytest.mark.parametrize("tenths", [(16, 22), pytest.param(range(8, 34, 2), marks=pytest.mark.soak)])
+def test_run_that_is_cut_off_goes_back_though_no_run_follows(host, outside, tenths):  # noqa: F811
+    firewall(host, SSH, HTTP).assert_ok()
+    before = added(host)
+    wish = (SSH, {"name": "no", "port": 80, "action": "deny", "from": "192.0.2.0/24"}, HTTP, WEB)
+    for tenth in tenths:
+        firewall(host, *wish, test=True, confirm_within=5)
+        cut = f"setsid salt-call --local state.apply fw & sleep {tenth / 10}; kill -9 -- -$!"
+        host.run(["sh", "-c", cut], check=False)
+        assert reaches(outside, host, 22), f"cut off after {tenth / 10} s"
+        if added(host) != before and is_armed(host):
+            wait_for(lambda: not is_armed(host), 30, "the former rules back")
+            assert added(host) == before
+        else:
+            firewall(host, *wish).assert_ok()
+            firewall(host, SSH, HTTP).assert_ok()
+        assert reaches(outside, host, 22)
+        time.sleep(1)
+
+
+def test_power_cut_before_the_confirmation(host, outside):  # noqa: F811
+    firewall(host, SSH).assert_ok()
+    firewall(host, SSH, WEB, confirm="master", confirm_within=600).assert_ok()
+    host.power_cut()
+    host.start()
+    listen(host)
+    assert not is_armed(host), "ufw.service waits for it"
+    assert added(host) == ["ufw allow 22/tcp comment 'redis_sidekiq:ssh'"]
+    wait_for(lambda: not reaches(outside, host, 9999), 20, "the firewall up again")
+    assert reaches(outside, host, 22)
+    assert_no_trace(host)
+    assert firewall(host, SSH, WEB).assert_ok().changed
+    firewall(host, SSH, WEB).assert_unchanged()
+
+
+# --- guards on real hosts ----------------------------------------------------------------------------------------------
+
+
+def test_who_is_logged_in_is_not_shut_out(host, make_host, prepared):  # noqa: F811
+    client = make_host("fw-person", image=prepared("bookworm"))
+    client.run(["sh", "-c", "mkdir -p /root/.ssh; ssh-keygen -q -t ed25519 -N '' -f /root/.ssh/id_ed25519"])
+    key = client.run(["cat", "/root/.ssh/id_ed25519.pub"]).stdout
+    host.run(["mkdir", "-p", "-m", "700", "/root/.ssh"])
+    host.write("/root/.ssh/authorized_keys", key, mode=0o600)
+    ssh = ["ssh", "-o", "StrictHostKeyChecking=no", "-o", "BatchMode=yes", f"root@{host.address}"]
+    session = client.popen([*ssh, "echo in; sleep 60"])
+    assert session.stdout.readline() == "in\n"
+    elsewhere = {**SSH, "from": "198.51.100.0/24"}
+    before = facts(host)
+    refused = firewall(host, elsewhere).failed["fw"]
+    assert f"who is logged in by ssh from {client.address}" in refused and facts(host) == before
+    session.kill()
+    host.run(["pkill", "-f", "sleep 60"], check=False)
+    wait_for(lambda: not salt_call(host, "ufw_guard.facts")["people"], 20, "nobody logged in")
+    firewall(host, elsewhere).assert_ok()
+
+
+def test_master_and_minion_do_not_lose_each_other(host, make_host):  # noqa: F811
+    master = Master(make_host("fw-master"), {"redis_sidekiq": {}})
+    master.attach(host)
+    deny = {"outgoing": "deny", "confirm_within": 60}
+    firewall_sls(master, SSH, **deny)
+    failed = master.apply(host, "fw").failed["fw"]
+    assert f"master {master.host.address}: no rule lets it out to port 4505, 4506" in failed
+
+    # Forced: the run sees that no new connection gets through, and goes back at once.
+    firewall_sls(master, SSH, allow_lockout=["master"], **deny)
+    forced = master.apply(host, "fw")
+    assert "master cannot be reached any more" in forced.failed["fw"]
+    assert "The former rules are back" in forced.failed["fw"]
+    assert master.call(host, "test.ping") is True
+
+    firewall_sls(master, SSH, confirm="master", confirm_within=60)
+    assert "ufw_guard.confirm" in master.apply(host, "fw").assert_ok().states["fw"]["comment"]
+    assert "is confirmed" in master.call(host, "ufw_guard.confirm")
+    firewall_sls(master, SSH)
+    master.apply(host, "fw").assert_unchanged()
+
+    # The master's own firewall.
+    master.host.run(["apt-get", "install", "-y", "ufw"], timeout=300)
+    words = ["[" + json.dumps(SSH) + "]"]
+    found = master.host.run(["salt-call", "--local", "ufw_rules.differences", *words], check=False)
+    assert "shut out the minions of this master: it listens at port 4505, 4506" in found.stdout + found.stderr
+
+
+def firewall_sls(master: Master, *rules: dict, **wish) -> None:
+    state = {"fw": {"ufw_rules.managed": [{"rules": list(rules)}, *({key: value} for key, value in wish.items())]}}
+    master.host.write(f"{FILE_ROOT}/fw.sls", "#!json\n" + json.dumps(state))
