@@ -124,7 +124,12 @@ def _on_interface(line, packet):
         return True
     if packet.interface is None:
         return _lets_in(line) and name != "lo"
-    return packet.interface.startswith(name[:-1]) if name.endswith("+") else packet.interface == name
+    return _is_named(packet.interface, name)
+
+
+def _is_named(interface, name):
+    """Whether a rule's interface, ``eth0`` or ``eth+`` for all that begin so (iptables(8)), is this one."""
+    return interface.startswith(name[:-1]) if name.endswith("+") else interface == name
 
 
 def _from_port(line):
@@ -223,9 +228,10 @@ def _is_any(line):
 def _text(line):
     """``deny tcp 22 from any``, with what narrows it."""
     source = "any" if _is_any(line) else line.source
-    name = line.comment.partition(":")[2] if line.comment.startswith("redis_sidekiq:") else ""
+    # After the name come the user's own words.
+    name = line.comment.partition(":")[2].partition(" ")[0] if line.comment.startswith("redis_sidekiq:") else ""
     way, _, interface = line.direction.partition("_")
-    words = [line.action, *([way] if way == "out" else []), line.proto, line.port, f"from {source}"]
+    words = [line.action.replace("_", " "), *([way] if way == "out" else []), line.proto, line.port, f"from {source}"]
     words += [f"to {line.to}"] if _network(line.to).prefixlen else []
     words += [f"on {interface}"] if interface else []
     return (f"{name}: " if name else "") + " ".join(words)
@@ -238,7 +244,11 @@ def _why_shut(lines, door, addresses):
     about = [line for line in about if _covers(line.port, door.port)]
     opening = [line for line in about if _lets_in(line) and (line.port != "any" or _is_any(line))]
     names = {interface for interface, _ in addresses or ()}
-    bound = [line for line in opening if "_" in line.direction and line.direction.partition("_")[2] not in names]
+    bound = [
+        line
+        for line in opening
+        if "_" in line.direction and not any(_is_named(name, line.direction.partition("_")[2]) for name in names)
+    ]
     if not opening:
         return "no rule would let anyone in there"
     if addresses and len(bound) == len(opening):
@@ -761,8 +771,8 @@ def _guard_master(lines, policies, facts, ipv6):
     where = f" {masters[0]}" if masters[0] is not None else ""
     return (
         f"This would cut the minion off from its master{where}: no rule lets it out to port "
-        f"{', '.join(map(str, cut))}. Run `ufw allow out {cut[0]}/tcp` for each first, or leave "
-        "redis_sidekiq:firewall:outgoing at allow"
+        f"{', '.join(map(str, cut))}. Add a rule like {{master: {{direction: out, port: {cut}}}}} to "
+        "redis_sidekiq:firewall:rules, or leave redis_sidekiq:firewall:outgoing at allow"
     )
 
 
@@ -775,8 +785,9 @@ def _guard_dns(lines, policies, facts, ipv6):
     servers = ", ".join(str(server) for server in facts["nameservers"] if server is not None)
     return (
         f"This would cut the minion off from its master: its name {facts['lookups'][0]} could not be looked up, for no "
-        f"rule lets udp out to port 53{f' of {servers}' if servers else ''}. Run `ufw allow out 53/udp` first, name the "
-        f"master in {HOSTS}, or leave redis_sidekiq:firewall:outgoing at allow"
+        f"rule lets udp out to port 53{f' of {servers}' if servers else ''}. Add a rule like {{dns: {{direction: out, "
+        f"port: 53, proto: udp}}}} to redis_sidekiq:firewall:rules, name the master in {HOSTS}, or leave "
+        "redis_sidekiq:firewall:outgoing at allow"
     )
 
 
@@ -944,7 +955,7 @@ def arm(loaded, complete, made, confirm="run", within=60):
     complete
         Whether its rule files are complete.
     made
-        The policies that the change makes: assignment in /etc/default/ufw -> value.
+        The policies that the change makes: assignment in /etc/default/ufw -> list of the values that it may have meanwhile.
     confirm
         Who confirms: ``run`` or ``master``.
     within

@@ -540,7 +540,6 @@ def _answers(line, port):
         and line.direction.partition("_")[0] == "in"
         and line.proto in ("tcp", "any")
         and line.sport == "any"
-        and line.to == ANY[line.family]
         and any(first <= port <= last for first, last in _ports(line.port))
     )
 
@@ -1089,7 +1088,9 @@ def _arm(facts, changes, wanted):
     values = {wished: word for word, wished in POLICIES.items()}
     # With those that nobody wishes, as they are: whoever changes one meanwhile keeps it.
     policies = {key: facts[key] for key in DIRECTIONS if facts[key]} | wanted.policies
-    made = {f"DEFAULT_{DIRECTIONS[key]}_POLICY": f'"{values[policy]}"' for key, policy in policies.items()}
+    # A start goes through deny on its way to reject (see _make).
+    steps = {key: [policy, "deny"] if policy == "reject" else [policy] for key, policy in policies.items()}
+    made = {f"DEFAULT_{DIRECTIONS[key]}_POLICY": [f'"{values[one]}"' for one in found] for key, found in steps.items()}
     return __salt__["ufw_guard.arm"](facts["loaded"], not facts["cut_off"], made, wanted.confirm, wanted.within)
 
 
@@ -1116,8 +1117,8 @@ def _make(root, facts, wish, wanted, known):
         __salt__["ufw_guard.refuse"](lines, wanted.policies, facts["ipv6"], wanted.told, known)
     starts = wanted.enabled and not root and not (facts["enabled"] and not facts["gaps"])
     gentle = {key: "deny" if starts and policy == "reject" else policy for key, policy in wanted.policies.items()}
-    _set_policies(root, gentle)
-    _set_logging(root, wanted.logging)
+    stale = _set_policies(root, gentle)
+    _set_logging(root, wanted.logging, stale)
     _keep_out(root, wish, only_ours)
     _delete(root, _stale(_files(root)["lines"], wish, only_ours))
     if wanted.enabled:
@@ -1322,7 +1323,10 @@ def _set_policies(root, policies):
     """
     Only those that differ. `ufw default` restarts a running UFW, which shuts or opens every port for a second; a running
     one gets its policy in one transaction of the kernel's, and the file as ufw would write it.
+
+    Returns whether what is logged no longer fits: ufw logs what its policy denies as BLOCK, what it allows as ALLOW.
     """
+    stale = False
     for key, wished in policies.items():
         facts = _files(root)
         if facts[key] == wished:
@@ -1331,6 +1335,7 @@ def _set_policies(root, policies):
             _write_policy(key, wished)
             _load_policy(key, wished, facts["ipv6"])
             said = "(it was not asked)"
+            stale = stale or "allow" in (facts[key], wished)
         else:
             if facts["enabled"] and not root:
                 _open_policies()
@@ -1339,6 +1344,7 @@ def _set_policies(root, policies):
             raise CommandExecutionError(f"The policy for {key} is still {facts[key]}. ufw said: {said}")
         if facts["enabled"]:
             _prove_in_force(root, said, (*ALWAYS, key))
+    return stale
 
 
 def _has_catch_all():
@@ -1388,10 +1394,13 @@ def _policy_rules(prefix, chain, wished):
     return "\n".join(lines)
 
 
-def _set_logging(root, level):
+def _set_logging(root, level, stale=False):
+    """The log level if it differs; with ``stale`` the one that is, so that ufw loads anew what it logs (update_logging)."""
     facts = _files(root)
     if level is None or facts["logging"] == {level}:
-        return
+        if not stale or facts["loglevel"] == "off":
+            return
+        level = facts["loglevel"]
     said = _ufw(root, "logging", level)
     found = _files(root)["logging"]
     if found != {level}:
@@ -1612,8 +1621,8 @@ def withdraw(root=""):
                 _switch_off(root)
             _put_back_sysctls(changes.get("sysctls", {}))
             _complete_files(root, facts)
-            _set_policies(root, {key: before[key] for key in DIRECTIONS if key in before})
-            _set_logging(root, before["logging"])
+            stale = _set_policies(root, {key: before[key] for key in DIRECTIONS if key in before})
+            _set_logging(root, before["logging"], stale)
             _delete(root, [line for line in _files(root)["lines"] if line.ours and line not in kept])
             if before["enabled"]:
                 _enable(root)

@@ -26,6 +26,7 @@ from test.hosts.test_firewall import (  # noqa: F401  (fixtures)
 )
 
 WEB = {"name": "web", "port": 9999}
+FILES = "cat /etc/ufw/user.rules /etc/ufw/user6.rules /etc/ufw/ufw.conf /etc/default/ufw"
 PLAN = "/var/lib/redis_sidekiq/firewall-rollback/plan.json"
 BOOT_UNIT = "/etc/systemd/system/redis_sidekiq-ufw-rollback.service"
 
@@ -164,6 +165,38 @@ def test_what_a_second_host_sees_of_a_policy_that_changes(echoing, outside, poli
     seen.assert_allowed()
     seen.assert_denied()
     seen.assert_stands()
+
+
+def kernel(host: Host) -> list[str]:  # noqa: F811
+    """The kernel's rules; in what order chains were made says nothing."""
+    found = host.run(["sh", "-c", "iptables -S; ip6tables -S"]).stdout.splitlines()
+    chains = [line for line in found if line.startswith(("-P", "-N"))]
+    return sorted(chains) + sorted((line for line in found if line.startswith("-A")), key=lambda line: line.split()[1])
+
+
+def test_routed_policy_and_log_level(echoing, outside):  # noqa: F811
+    """They change with what is there in force, and come back unless they are confirmed."""
+    host = echoing  # noqa: F811
+    shut = {"name": "shut", "port": 9999, "action": "deny"}
+    firewall(host, SSH, ECHOES, shut).assert_ok()
+    before, files = kernel(host), host.run(["sh", "-c", FILES]).stdout
+    wish = {"routed": "allow", "incoming": "allow", "logging": "medium"}
+    firewall(host, SSH, ECHOES, shut, **wish, confirm="master", confirm_within=5).assert_ok()
+    assert "-P FORWARD ACCEPT" in kernel(host) and kernel(host) != before
+    wait_for(lambda: not is_armed(host), 30, "the former rules back")
+    assert kernel(host) == before and host.run(["sh", "-c", FILES]).stdout == files
+
+    with watched(outside, host) as seen:
+        for one in (wish, {**wish, "routed": "reject"}, {**wish, "incoming": "deny"}):
+            firewall(host, SSH, ECHOES, shut, **one).assert_ok()
+            firewall(host, SSH, ECHOES, shut, **one).assert_unchanged()
+            assert "log-prefix \"[UFW ALLOW] \"" in "".join(line for line in kernel(host) if "after-logging" in line)
+    seen.assert_allowed()
+    seen.assert_denied()
+    seen.assert_stands()
+    ours = kernel(host)
+    host.run(["ufw", "reload"])
+    assert kernel(host) == ours, "what ufw itself makes of these files"
 
 
 # --- the way back ------------------------------------------------------------------------------------------------------

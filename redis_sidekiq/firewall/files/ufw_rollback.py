@@ -95,14 +95,14 @@ def merged(kept: str, now: str) -> tuple[str, list[str]]:
     return text, [tuple_of(block) for block in others]
 
 
-def assigned(text: str, values: dict[str, str], made: dict[str, str]) -> tuple[str, list[str]]:
-    """``NAME=value`` lines as they were, but for those that have neither the old value nor the one that we gave."""
+def assigned(text: str, values: dict[str, str], made: dict[str, list[str]]) -> tuple[str, list[str]]:
+    """``NAME=value`` lines as they were, but for those that have neither the old value nor one that we gave."""
     left = []
     for name, old in values.items():
         found = re.search(rf"^{name}=(.*)$", text, re.MULTILINE)
         if found is None or found[1] == old:
             continue
-        if name in made and found[1] != made[name]:
+        if name in made and found[1] not in made[name]:
             left.append(found[0])
             continue
         text = text[: found.start(1)] + old + text[found.end(1) :]

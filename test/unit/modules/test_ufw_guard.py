@@ -162,6 +162,22 @@ LOCKOUTS = [
      "`deny tcp 4000:5000 from any` stands before"),
     ("a minion that is not named", [SSH, "allow tcp 4505:4506 from 10.0.0.0/8"],
      {**ON_MASTER, "minions": ["10.0.0.8", "198.51.100.4"]}, {}, "minions", "198.51.100.4 is connected"),
+    ("a list of ports without ssh's", ["allow tcp 80,443,2000:2010"], {}, {}, "ssh", "no rule would let"),
+    ("a list of ports denied first", ["reject tcp 80,20:25", SSH], {}, {}, "ssh", "`reject tcp 80,20:25 from any` stands"),
+    ("a protocol without ports", ["allow esp any"], {}, {}, "ssh", "no rule would let"),
+    ("the other direction", ["allow tcp 22 way out"], {}, {}, "ssh", "no rule would let"),
+    ("what is routed", ["route:allow tcp 22"], {}, {}, "ssh", "no rule would let"),
+    ("one family of a limit", ["limit tcp 22 by 6"], {}, {}, "ssh_ipv4", "no rule would let"),
+    ("denied and logged first", ["deny_log-all tcp 22", SSH], {}, {}, "ssh", "`deny log-all tcp 22 from any` stands before"),
+    ("the only address of IPv4 denied first", ["deny any any to 10.0.0.5", SSH], {}, {}, "ssh_ipv4", "to 10.0.0.5` stands"),
+    ("interfaces of a kind that is not here", ["allow tcp 22 on wg+"], {}, {}, "ssh", "on wg+` is bound to an interface"),
+    ("all interfaces of a kind denied first", ["deny tcp 22 on et+", "allow tcp 22 on eth+"], {}, {}, "ssh",
+     "`deny tcp 22 from any on et+` stands before `allow tcp 22 from any on eth+`"),
+    ("a list for the way out denied", [SSH, "deny tcp 80,4505:4506 to 10.0.0.0/24 way out"], MINION, {}, "master",
+     "{master: {direction: out, port: [4505, 4506]}}"),
+    ("DNS rejected on the interface", [SSH, "reject udp 53 on eth0 way out"], NAMED, {}, "dns",
+     "{dns: {direction: out, port: 53, proto: udp}}"),
+    ("a list of limited ports for minions", [SSH, "limit tcp 80,4505:4506"], ON_MASTER, {}, "limit", "too seldom"),
 ]  # fmt: skip
 
 
@@ -214,6 +230,15 @@ FINE = [
     ("one of two masters", [SSH, "allow tcp 4505:4506 to 10.0.0.1 way out"], {"masters": ["10.0.0.77", MASTER]},
      {"outgoing": "deny"}),
     ("masterless", [SSH], {}, {"outgoing": "deny"}),
+    ("a list with a range", ["allow tcp 80,443,20:25"], PEOPLE, {}),
+    ("each address by its rule", ["allow tcp 22 to 10.0.0.5", "allow tcp 22 to 2001:db8::5"], PEOPLE, {}),
+    ("a deny for another address", ["deny any any to 10.0.0.9", SSH], PEOPLE, {}),
+    ("a deny of a protocol without ports", ["deny esp any", SSH], PEOPLE, {}),
+    ("a deny of a list of others", ["deny tcp 21,23:30", SSH], PEOPLE, {}),
+    ("a reject on interfaces of another kind", ["reject_log tcp 22 on wg+", SSH], PEOPLE, {}),
+    ("the way to the master on the interface", [SSH, "allow_log tcp 4505,4506 on eth+ way out"], MINION,
+     {"outgoing": "deny"}),
+    ("routed is shut", [SSH], {**PEOPLE, **MINION}, {"routed": "deny"}),
     ("a master", [SSH, "allow tcp 4505:4506 from 10.0.0.0/8"], {**ON_MASTER, "minions": ["10.0.0.8"]}, {}),
 ]  # fmt: skip
 
@@ -221,6 +246,11 @@ FINE = [
 @pytest.mark.parametrize(("rules", "host", "policies"), [case[1:] for case in FINE], ids=[case[0] for case in FINE])
 def test_rules_that_shut_nobody_out(guard, lines, known, rules, host, policies):
     assert judge(guard, lines, rules, host, policies, known) == {}
+
+
+def test_rule_is_named_without_the_users_own_words(guard, lines):
+    line = lines(["deny_log tcp 22 from 10.0.0.0/8"])[0]._replace(comment="redis_sidekiq:no from here: not")
+    assert guard._text(line) == "no: deny log tcp 22 from 10.0.0.0/8"
 
 
 def test_refusal_names_every_guard_and_how_to_override(guard, lines, known):

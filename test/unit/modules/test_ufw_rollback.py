@@ -52,7 +52,7 @@ def test_what_others_did_is_said(program):
     assert program.merged(rules(SSH), rules(HTTP, MINE))[1] == [MINE.partition("\n")[0]]
 
 
-MADE = {"DEFAULT_INPUT_POLICY": '"DROP"'}
+MADE = {"DEFAULT_INPUT_POLICY": ['"DROP"']}
 
 
 @pytest.mark.parametrize(
@@ -67,6 +67,14 @@ def test_policy_of_somebody_else_stays(program, old, now, expected, left):
     text = "# a word\nIPV6=yes\nDEFAULT_INPUT_POLICY={}\nOTHER=1\n"
     found = program.assigned(text.format(now), {"DEFAULT_INPUT_POLICY": old}, MADE)
     assert found == (text.format(expected), left)
+
+
+def test_policy_that_a_start_goes_through_is_ours(program):
+    text = 'DEFAULT_INPUT_POLICY={}\n'
+    made = {"DEFAULT_INPUT_POLICY": ['"REJECT"', '"DROP"']}
+    for now in made["DEFAULT_INPUT_POLICY"]:
+        found = program.assigned(text.format(now), {"DEFAULT_INPUT_POLICY": '"ACCEPT"'}, made)
+        assert found == (text.format('"ACCEPT"'), [])
 
 
 def test_switch_goes_back_though_a_run_that_died_left_it_off(program):
