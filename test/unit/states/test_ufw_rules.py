@@ -17,7 +17,7 @@ PLANNED = {
 def play(load):
     """The state module with an execution module that answers in turn, or raises. Returns (states, calls)."""
 
-    def _play(test=False, **answers):
+    def _play(test=False, waits=None, **answers):
         states, calls = load("_states/ufw_rules.py"), []
 
         def answer(name):
@@ -34,7 +34,8 @@ def play(load):
 
         names = ("differences", "apply", "leftovers", "withdraw")
         states.__salt__ = {f"ufw_rules.{name}": answer(name) for name in names}
-        states.__opts__ = {"test": test}
+        states.__salt__["ufw_guard.pending"] = lambda: waits or {}
+        states.__opts__ = {"test": test, "id": "web1"}
         return states, calls
 
     return _play
@@ -82,6 +83,17 @@ def test_refusal_changes_nothing_in_test_mode_too(play, error, test):
     states, calls = play(test=test, differences=[error])
     assert states.managed("fw", RULES) == {"name": "fw", "result": False, "changes": {}, "comment": str(error)}
     assert calls == ["differences"]
+
+
+def test_who_confirms_a_change_is_said(play):
+    waits = {"until": "2026-01-01 00:01:00 UTC"}
+    for answers in ({"differences": [{}]}, {"differences": [PLANNED, {}], "apply": [PLANNED]}):
+        states, _ = play(waits=waits, **answers)
+        comment = states.managed("fw", RULES, confirm="master")["comment"]
+        assert "`salt web1 ufw_guard.confirm`: the former rules come back at 2026-01-01" in comment
+    states, _ = play(test=True, differences=[PLANNED])
+    comment = states.managed("fw", RULES, confirm="master", confirm_within=9)["comment"]
+    assert comment.endswith("the former rules come back unless it is confirmed within 9 s")
 
 
 def test_two_runs_at_once(play):
