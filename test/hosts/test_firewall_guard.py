@@ -9,7 +9,7 @@ import time
 import pytest
 
 from test.hosts.harness.host import Host
-from test.hosts.lab import FILE_ROOT, Master, salt_call, wait_for
+from test.hosts.lab import FILE_ROOT, Master, apply_locally, put_pillar, salt_call, wait_for
 from test.hosts.test_firewall import (  # noqa: F401  (fixtures)
     HTTP,
     ROLLBACK,
@@ -364,3 +364,16 @@ def test_legacy_iptables_is_seen_too(host, outside):  # noqa: F811
     assert waiting.changed
     wait_for(lambda: not is_armed(host), 30, "the former rules back")
     firewall(host, SSH, HTTP, incoming="reject").assert_unchanged()
+
+
+def test_role_brings_the_way_back_and_clean_takes_it_away(host):  # noqa: F811
+    host.run(["rm", "-rf", "/usr/local/lib/redis_sidekiq"])
+    put_pillar(host, {"redis_sidekiq": {"roles": ["firewall"], "firewall": {"confirm_within": 90}}})
+    apply_locally(host, "redis_sidekiq.firewall", test=True).assert_ok()
+    apply_locally(host, "redis_sidekiq.firewall").assert_ok()
+    assert host.exists(ROLLBACK)
+    assert_no_trace(host)
+    apply_locally(host, "redis_sidekiq.firewall").assert_unchanged()
+    apply_locally(host, "redis_sidekiq.firewall.clean").assert_ok()
+    assert not host.exists("/usr/local/lib/redis_sidekiq")
+    apply_locally(host, "redis_sidekiq.firewall.clean").assert_unchanged()
