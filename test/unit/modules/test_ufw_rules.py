@@ -399,7 +399,8 @@ def test_number_as_ufw_counts(ufw_rules):
 
 def test_record_holds_each_thing_as_it_was_before_its_first_change(ufw_rules, tmp_path):
     def wanted(**more):
-        return ufw_rules._wanted([], *("deny", "allow", True), *(more.get(key) for key in ("routed", "logging")), False)
+        levels = [more.get(key) for key in ("routed", "logging")]
+        return ufw_rules._wanted([], "deny", "allow", True, *levels, False, (), "run", 60)
 
     facts = {"enabled": False, "incoming": "allow", "outgoing": "allow", "routed": "deny", "loglevel": "low"}
     record = {"enabled": False, "incoming": "allow", "outgoing": "allow"}
