@@ -69,7 +69,8 @@ def test_a_build_is_roots_runs_and_has_a_record(modules, redis_build, redis_tarb
         path = folder / "bin" / program
         assert hashlib.sha256(path.read_bytes()).hexdigest() == facts["sha256"]
         assert (path.stat().st_uid, path.stat().st_mode & 0o7777) == (0, 0o755)
-    assert sorted(os.listdir(folder / "bin")) == sorted(record["programs"])
+    assert sorted(os.listdir(folder / "bin")) == sorted([*record["programs"], "valkey-server"])
+    assert os.readlink(folder / "bin/valkey-server") == "redis-server"  # for an instance that comes back from Valkey
     assert sorted(os.listdir(redis_build)) == sorted([record["build"], "current"])
     said = subprocess.check_output([redis_build / "current/bin/redis-server", "--version"], text=True)
     assert f"v={REDIS}" in said and "malloc=libc" in said
