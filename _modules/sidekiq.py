@@ -440,10 +440,9 @@ def at_rest(instance: str, **kwargs: Any) -> contextlib.AbstractContextManager[l
 
     CLI Example:
 
-    .. code-block:: python
+    .. code-block:: bash
 
-        with __salt__["sidekiq.at_rest"]("6379") as said:
-            ...
+        salt '*' sidekiq.at_rest 6379   # refused; a module says: with __salt__["sidekiq.at_rest"]("6379") as said
     """
     if kwargs:
         raise SaltInvocationError("Services rest while another module is at work; see redis_server.restart")
