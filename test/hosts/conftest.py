@@ -22,6 +22,8 @@ pytest_plugins = ["test.hosts.harness.fixtures"]
 
 # The process that stands for this run of the tests: pytest's, or the one of all its lanes.
 RUN = int(os.environ.get("TEST_RUN", os.getpid()))
+# What a converged host has of the roles that a pillar with Redis alone does not name.
+OTHER_ROLES = ("/etc/sudoers.d/sidekiq-deploy", "/usr/local/lib/redis_sidekiq/ufw_rollback.py")
 FACTS = (REPO / "test/hosts/facts.py").read_text()
 
 
@@ -263,7 +265,7 @@ def make_tls_image(image: str, converged: str) -> str:
         if not record.exists():
             host = boot(f"t-{image}", converged)
             host.write("/etc/image", image)
-            host.run(["sh", "-c", "rm -f /etc/sudoers.d/sidekiq-deploy"])
+            host.run(["rm", "-f", *OTHER_ROLES])
             make_masterless(host, {})
             configure(host, build={"malloc": "libc", "tls": True})
             apply_locally(host).assert_ok()
@@ -280,7 +282,7 @@ def redis_host(request, masterless, make_host):
     def host(image="bookworm"):
         made = make_host(_name(request, image), image=masterless(image).image)
         made.write("/etc/image", image)
-        made.run(["sh", "-c", "rm -f /etc/sudoers.d/sidekiq-deploy"])
+        made.run(["rm", "-f", *OTHER_ROLES])
         configure(made)
         return made
 
