@@ -204,16 +204,18 @@ class Site:
             "redis_server",
             "redis_config",
             "redis_tls",
+            "redis_upgrade",
         )
         modules = {name: load(f"_modules/{name}.py") for name in names}
         self.modules, self.functions = modules, {}
         for name, module in modules.items():
             module.__salt__, module.__context__, module.__opts__ = self.functions, {}, {}
             self.functions |= {f"{name}.{key}": value for key, value in vars(module).items() if callable(value)}
-        self.functions["redis_build.name"] = lambda *_: os.readlink(prefix / "current")
+        self.functions["redis_build.name"] = lambda *_, **__: os.readlink(prefix / "current")
         self.functions["redis_sidekiq.settings"] = self.settings
         modules["redis_sidekiq"].__grains__ = {"os_family": "Debian", "mem_total": 24000, "num_cpus": 2}
-        for module, place in (("redis_server", "_LOCK_DIR"), ("redis_sandbox", "_FOLDER"), ("redis_config", "_FOLDER")):
+        places = {"redis_server": "_LOCK_DIR", "redis_sandbox": "_FOLDER", "redis_config": "_FOLDER", "redis_upgrade": "_FOLDER"}
+        for module, place in places.items():
             setattr(modules[module], place, str(folder / "run"))
         (folder / "run").mkdir()
         modules["redis_tls"]._FOLDER = modules["redis_server"]._TLS_DIR = str(folder / "etc/tls")
