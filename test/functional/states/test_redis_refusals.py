@@ -214,8 +214,8 @@ class Site:
         self.functions["redis_build.name"] = lambda *_, **__: os.readlink(prefix / "current")
         self.functions["redis_sidekiq.settings"] = self.settings
         modules["redis_sidekiq"].__grains__ = {"os_family": "Debian", "mem_total": 24000, "num_cpus": 2}
-        places = {"redis_server": "_LOCK_DIR", "redis_sandbox": "_FOLDER", "redis_config": "_FOLDER", "redis_upgrade": "_FOLDER"}
-        for module, place in places.items():
+        places = {name: "_FOLDER" for name in ("redis_sandbox", "redis_config", "redis_upgrade")}
+        for module, place in {"redis_server": "_LOCK_DIR", **places}.items():
             setattr(modules[module], place, str(folder / "run"))
         (folder / "run").mkdir()
         modules["redis_tls"]._FOLDER = modules["redis_server"]._TLS_DIR = str(folder / "etc/tls")
