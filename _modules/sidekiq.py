@@ -548,7 +548,8 @@ def environment_write(name: str, service: str) -> None:
 
         salt '*' sidekiq.environment_write /etc/sidekiq/sidekiq.env sidekiq
     """
-    _write(name, _environment_text(_environment_lines(_service(service, reveal=True)["env"])), 0o600)
+    text = _environment_text(_environment_lines(_service(service, reveal=True)["env"]))
+    __salt__["sidekiq_files.write"](name, text, 0o600)
 
 
 # What sudo lets the deploy user do -----------------------------------------------------------------------------------
@@ -1753,34 +1754,3 @@ def _begins(path: str, beginning: bytes) -> bool:
             return handle.read(len(beginning)) == beginning
     except OSError as err:
         raise CommandExecutionError(f"Cannot read {path}: {err.strerror}") from err
-
-
-def _write(name: str, text: str, mode: int) -> None:
-    """
-    A whole file or none: written beside its place, on the disk before it takes the place. A draft that a dead run left
-    behind is replaced by the next.
-    """
-    folder, base = os.path.split(name)
-    draft = os.path.join(folder, f".{base}.new")
-    try:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(draft)
-        handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-        with open(handle, "w", encoding="utf-8", newline="") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fchown(handle, 0, 0)
-            os.fchmod(handle, mode)
-            os.fsync(handle)
-        os.replace(draft, name)
-        _sync_folder(folder)
-    except OSError as err:
-        raise CommandExecutionError(f"Cannot write {name}: {err.strerror}") from err
-
-
-def _sync_folder(folder: str) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

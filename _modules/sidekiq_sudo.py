@@ -7,7 +7,6 @@ checked alone and with the whole policy in a private copy before they land, and 
 
 from __future__ import annotations
 
-import contextlib
 import grp
 import json
 import os
@@ -141,7 +140,7 @@ def sudoers_validate(text: str, name: str, gone: Collection[str] = ()) -> None:
     with tempfile.TemporaryDirectory(prefix="sudoers-") as folder:
         os.mkdir(os.path.join(folder, "candidate"))
         candidate = os.path.join(folder, "candidate", os.path.basename(name))
-        _write(candidate, text, 0o440)
+        __salt__["sidekiq_files.write"](candidate, text, 0o440)
         alone = _visudo(visudo, candidate, strict=True)
         if alone:
             raise CommandExecutionError(f"visudo refuses the text for {name}: {alone.replace(candidate, name)}")
@@ -177,7 +176,7 @@ def sudoers_write(
     others = [path for path in sudoers_files(os.path.dirname(name)) if path != name]
     sudoers_validate(text, name, others)
     before = {path: __salt__["sidekiq.file_facts"](path) for path in [name, *others]}
-    _write(name, text, 0o440)
+    __salt__["sidekiq_files.write"](name, text, 0o440)
     for path in others:
         sudoers_remove(path)
     try:
@@ -188,7 +187,7 @@ def sudoers_write(
         return
     for path, facts in before.items():
         if facts:
-            _write(path, facts["text"], int(facts["mode"], 8))
+            __salt__["sidekiq_files.write"](path, facts["text"], int(facts["mode"], 8))
         else:
             sudoers_remove(path)
     raise CommandExecutionError(
@@ -672,34 +671,3 @@ def _begins(path: str, beginning: bytes) -> bool:
             return handle.read(len(beginning)) == beginning
     except OSError as err:
         raise CommandExecutionError(f"Cannot read {path}: {err.strerror}") from err
-
-
-def _write(name: str, text: str, mode: int) -> None:
-    """
-    A whole file or none: written beside its place, on the disk before it takes the place. The name in between has a
-    dot, so that sudo would skip it; one that a dead run left behind is replaced by the next.
-    """
-    folder, base = os.path.split(name)
-    draft = os.path.join(folder, f".{base}.new")
-    try:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(draft)
-        handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-        with open(handle, "w", encoding="utf-8", newline="") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fchown(handle, 0, 0)
-            os.fchmod(handle, mode)
-            os.fsync(handle)
-        os.replace(draft, name)
-        _sync_folder(folder)
-    except OSError as err:
-        raise CommandExecutionError(f"Cannot write {name}: {err.strerror}") from err
-
-
-def _sync_folder(folder: str) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

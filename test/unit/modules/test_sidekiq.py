@@ -42,7 +42,8 @@ def sidekiq(load, tmp_path, monkeypatch):
     def settings(reveal=False):
         return {"sidekiq": {"services": [SERVICE]}}
 
-    module.__salt__ = {"cmd.run_all": run_all, "redis_sidekiq.settings": settings}
+    write = load("_modules/sidekiq_files.py").write
+    module.__salt__ = {"cmd.run_all": run_all, "redis_sidekiq.settings": settings, "sidekiq_files.write": write}
     monkeypatch.setattr(module, "_LOCK", str(tmp_path / "lock" / "sidekiq.lock"))
     return module
 
@@ -135,24 +136,6 @@ def test_the_difference_names_variables_and_no_value(sidekiq, tmp_path):
     assert path.stat().st_mode & 0o7777 == 0o600
     path.write_text(path.read_text() + "# by hand\n")
     assert sidekiq.environment_diff(str(path), "sidekiq") == {"text": {"old": "other text", "new": "as wished"}}
-
-
-def test_a_file_is_replaced_whole_or_not_at_all(sidekiq, tmp_path, monkeypatch):
-    path = tmp_path / "sidekiq.env"
-    path.write_text("old")
-    (tmp_path / ".sidekiq.env.new").write_text("left by a run that was killed")
-
-    def no_power(*_):
-        raise OSError(5, "Input/output error")
-
-    monkeypatch.setattr(sidekiq.os, "replace", no_power)
-    with pytest.raises(CommandExecutionError, match="Input/output error"):
-        sidekiq._write(str(path), "new", 0o600)
-    assert path.read_text() == "old"
-    monkeypatch.undo()
-    sidekiq._write(str(path), "new", 0o600)
-    assert path.read_text() == "new"
-    assert sorted(os.listdir(tmp_path)) == ["sidekiq.env"]
 
 
 # systemd, /proc, the journal ----------------------------------------------------------------------------------------
