@@ -834,7 +834,11 @@ def risks_of_ssh(lines, policies, ipv6, known):
     """
     Whether ssh would be shut, as sentences. Arguments as for :func:`refuse`; ``known`` is needed.
 
-    CLI Example: none, see :func:`check`.
+    CLI Example, from a module:
+
+    .. code-block:: python
+
+        said = __salt__["ufw_guard.risks_of_ssh"](lines, policies, True, known)
     """
     found = _found(lines, policies, known, ipv6)
     return [found[name] for name in ("ssh", "ssh_ipv4", "ssh_ipv6", "connection") if name in found]
@@ -861,7 +865,11 @@ def refuse(lines, policies, ipv6=True, told=(), known=None, root=""):
 
     Raises SaltInvocationError for a guard that does not exist; CommandExecutionError with the sentence of each that objects.
 
-    CLI Example: none; :func:`check` judges the rules that are in UFW's files.
+    CLI Example, from a module:
+
+    .. code-block:: python
+
+        __salt__["ufw_guard.refuse"](lines, policies, told=["ssh"])
     """
     unknown = sorted(set(told) - set(GUARDS))
     if unknown:
@@ -965,7 +973,11 @@ def arm(loaded, complete, made, confirm="run", within=60):
 
     Raises CommandExecutionError if the timer cannot be started.
 
-    CLI Example: none, see :func:`pending`.
+    CLI Example, from a module:
+
+    .. code-block:: python
+
+        token = __salt__["ufw_guard.arm"](loaded, complete, made, within=60)
     """
     if not os.path.isdir("/run/systemd/system"):  # sd_booted(3)
         return ""
@@ -1064,7 +1076,11 @@ def settle(known, confirm="run"):
 
     Raises CommandExecutionError if the proof fails.
 
-    CLI Example: none, see :func:`confirm`.
+    CLI Example, from a module:
+
+    .. code-block:: python
+
+        __salt__["ufw_guard.settle"](known)
     """
     if confirm == "master":
         return
@@ -1121,7 +1137,11 @@ def disarm():
     """
     Take the way back away without any proof. Called by :py:func:`ufw_rules.withdraw`, which holds its lock.
 
-    CLI Example: none, see :func:`confirm`.
+    CLI Example, from a module:
+
+    .. code-block:: python
+
+        __salt__["ufw_guard.disarm"]()
     """
     if os.path.exists(PLAN):
         _disarm()
@@ -1163,7 +1183,11 @@ def roll_back(token):
 
     Returns a sentence.
 
-    CLI Example: none, see :func:`pending`.
+    CLI Example, from a module:
+
+    .. code-block:: python
+
+        said = __salt__["ufw_guard.roll_back"](token)
     """
     until = _plan().get("until", "soon")
     found = _run([PYTHON, "-I", "-B", PROGRAM, f"--token={token}"])

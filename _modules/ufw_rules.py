@@ -762,7 +762,11 @@ def in_files():
     """
     For :py:func:`ufw_guard.check`: (the rules as lines, the policies, whether UFW handles IPv6), from UFW's files.
 
-    CLI Example: none, see :func:`status`.
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' ufw_rules.in_files
     """
     files = _files()
     return files["lines"], {key: files[key] for key in DIRECTIONS}, files["ipv6"]
