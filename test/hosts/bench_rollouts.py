@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 
 from test.hosts.fleet import Fleet
+from test.hosts.harness.host import Host
 from test.hosts.lab import wait_for
 
 # Fires events as fast as the master's bus takes them, and prints when it began (epoch s by the master's clock).
@@ -98,14 +99,21 @@ def storm(fleet: Fleet, names: list[str], count: int) -> Storm:
 
         def is_over() -> bool:
             nonlocal most
-            listed = master.run(["pgrep", "-fc", "sidekiq_rollout.work"], check=False).stdout
-            most = max(most, int(listed))
+            working = rollout_processes(master)
+            most = max(most, working)
             served = {name: serial(seen, name) for name in names}
-            return all(served[name] >= before[name] + count // len(names) for name in names) and int(listed) == 0
+            return all(served[name] >= before[name] + count // len(names) for name in names) and not working
 
         wait_for(is_over, 300, "the end of the storm's roll-outs")
         seconds = time.monotonic() - begun
     return Storm(most, {name: outcomes(seen, name) for name in names}, seconds)
+
+
+def rollout_processes(master: Host) -> int:
+    """Return how many roll-outs are at work; each leads a session, a child that it forks to run a program does not."""
+    listed = master.run(["ps", "-eo", "pid=,sid=,args="]).stdout.splitlines()
+    rows = (line.split(None, 2) for line in listed if "sidekiq_rollout.work" in line)
+    return sum(pid == session for pid, session, _ in rows)
 
 
 def outcomes(seen: list, name: str) -> list[dict]:
