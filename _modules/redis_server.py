@@ -1209,9 +1209,9 @@ def _make_safe(wish: dict[str, Any], old: dict[str, Any]) -> tuple[dict[str, int
         aof_next = _wished(wish, "appendonly", "no").lower() == "yes"
         aof_now = client.config_get("appendonly").get("appendonly") == "yes"
         notes, points = [], None
+        saves_at = client.config_get("save").get("save")
         _same_places(client, wish)
-        if not (aof_now and aof_next) or client.config_get("save").get("save"):
-            _refuse_full_disk(wish)
+        _refuse_full_disk(wish, snapshot=not (aof_now and aof_next))
         if not aof_next:
             _save_now(client, wish, info)
         if aof_now and aof_next and info.get("aof_last_write_status") != "ok":
@@ -1225,7 +1225,11 @@ def _make_safe(wish: dict[str, Any], old: dict[str, Any]) -> tuple[dict[str, int
             if info.get("aof_enabled") != 1 or info.get("aof_last_bgrewrite_status") != "ok":
                 raise CommandExecutionError(f"{wish['unit']} could not write its first AOF: look into its log")
             notes.append("its keys were written to an AOF before")
-        elif not aof_next and not client.config_get("save").get("save"):
+        if aof_next and saves_at:
+            # Nobody would read the snapshot that it writes at its end, and a gigabyte of it is ten seconds without Redis.
+            client.config_set("save", "")
+            points = saves_at
+        elif not aof_next and not saves_at:
             # With a point to save at, the server writes a snapshot when it is told to end, however old the last is.
             client.config_set("save", "86400 1")
             points = ""
@@ -1244,20 +1248,22 @@ def _make_safe(wish: dict[str, Any], old: dict[str, Any]) -> tuple[dict[str, int
         ) from err
 
 
-def _refuse_full_disk(wish: dict[str, Any]) -> None:
+def _refuse_full_disk(wish: dict[str, Any], snapshot: bool) -> None:
     """
     A server that cannot write its snapshot when it is told to end goes on (src/server.c, finishShutdown), until it is
     killed. Asking it to try would make it refuse writes (stop-writes-on-bgsave-error), so the disk is asked first.
     """
     with contextlib.suppress(OSError):
         needed = 1 << 20
-        with contextlib.suppress(FileNotFoundError):
-            needed += os.path.getsize(os.path.join(wish["dir"], _wished(wish, "dbfilename", _PLACES["dbfilename"])))
+        if snapshot:
+            with contextlib.suppress(FileNotFoundError):
+                needed += os.path.getsize(os.path.join(wish["dir"], _wished(wish, "dbfilename", _PLACES["dbfilename"])))
         free = _free(wish["dir"])
         if free < needed:
+            what = "its last snapshot takes" if snapshot else "its AOF needs"
             raise CommandExecutionError(
-                f"{wish['unit']} was not stopped: its last snapshot takes {_megabytes(needed)}, and {wish['dir']} has "
-                f"{_megabytes(free)} free for the next; make room, then run again"
+                f"{wish['unit']} was not stopped: {what} {_megabytes(needed)}, and {wish['dir']} has "
+                f"{_megabytes(free)} free; make room, then run again"
             )
 
 
