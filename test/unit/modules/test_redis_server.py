@@ -282,7 +282,7 @@ class Server:
         self.persistence |= {"aof_enabled": 1, "aof_last_bgrewrite_status": "ok", **(persistence or {})}
         self.config = {
             "appendonly": "yes",
-            "save": "60 1",
+            "save": SAVE,
             "dir": "/var/redis/6379",
             "dbfilename": "dump.rdb",
             **config,
@@ -307,6 +307,7 @@ class Server:
         self.config[name] = value
 
 
+SAVE = "60 1"
 HELD = ("CLIENT", "PAUSE", "10000", "WRITE")
 
 
@@ -319,16 +320,31 @@ def make_safe(redis_server, server, **directives):
 
 def test_a_server_that_appends_is_safe_to_stop(redis_server):
     server = Server()
-    assert make_safe(redis_server, server, appendonly="yes")[:2] == ({"keys": 7, "expires": 1}, [])
-    assert server.said == [HELD]
+    keys, notes, undo = make_safe(redis_server, server, appendonly="yes")
+    assert (keys, notes) == ({"keys": 7, "expires": 1}, [])
+    assert server.said == [("save", ""), HELD]  # no snapshot at its end: the next start would not read it
+    undo()
+    assert server.said[2:] == [("CLIENT", "UNPAUSE"), ("save", SAVE)]
+
+
+def test_a_server_that_cannot_hold_writes_saves_as_before(redis_server, monkeypatch):
+    server = Server()
+
+    def held(client):
+        raise redis.ConnectionError("gone")
+
+    monkeypatch.setattr(redis_server, "_held", held)
+    with pytest.raises(CommandExecutionError, match="was not stopped: gone"):
+        make_safe(redis_server, server, appendonly="yes")
+    assert server.config["save"] == SAVE
 
 
 def test_aof_is_switched_on_before_a_start_that_reads_nothing_else(redis_server):
     server = Server(appendonly="no")
     _, notes, undo = make_safe(redis_server, server, appendonly="yes")
-    assert server.said == [("appendonly", "yes"), HELD] and notes
+    assert server.said == [("appendonly", "yes"), ("save", ""), HELD] and notes
     undo()
-    assert server.said[2:] == [("CLIENT", "UNPAUSE")]
+    assert server.said[3:] == [("CLIENT", "UNPAUSE"), ("save", SAVE)]
     with pytest.raises(CommandExecutionError, match="first AOF"):
         make_safe(redis_server, Server({"aof_last_bgrewrite_status": "err"}, appendonly="no"), appendonly="yes")
 
@@ -366,12 +382,16 @@ def test_a_snapshot_is_proven_before_a_stop_that_relies_on_it(redis_server):
 
 def test_a_server_whose_next_snapshot_has_no_room_is_not_stopped(redis_server, monkeypatch, tmp_path):
     (tmp_path / "dump.rdb").write_bytes(bytes(5_000_000))
-    wish = {**INSTANCE, "dir": str(tmp_path), "directives": [["appendonly", "yes"]]}
+    wish = {**INSTANCE, "dir": str(tmp_path)}
     monkeypatch.setattr(redis_server, "_free", lambda folder: 6_048_575)
-    with pytest.raises(CommandExecutionError, match=r"takes 6.0 MB, and .* has 6.0 MB free"):
-        redis_server._refuse_full_disk(wish)
+    with pytest.raises(CommandExecutionError, match=r"snapshot takes 6.0 MB, and .* has 6.0 MB free"):
+        redis_server._refuse_full_disk(wish, snapshot=True)
+    redis_server._refuse_full_disk(wish, snapshot=False)
     monkeypatch.setattr(redis_server, "_free", lambda folder: 6_048_576)
-    redis_server._refuse_full_disk(wish)
+    redis_server._refuse_full_disk(wish, snapshot=True)
+    monkeypatch.setattr(redis_server, "_free", lambda folder: 1_048_575)
+    with pytest.raises(CommandExecutionError, match=r"AOF needs 1.0 MB"):
+        redis_server._refuse_full_disk(wish, snapshot=False)
 
 
 def test_a_busy_server_is_waited_for_and_then_left_alone(redis_server, monkeypatch):
