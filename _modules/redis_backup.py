@@ -310,7 +310,7 @@ def schedule(instance: str) -> None:
         unschedule(instance)  # of a time when the host was booted otherwise
     for path, text in wanted.items():
         if text is not None and _read(path) != text:
-            _write(path, text)
+            __salt__["whole_files.write"](path, text, 0o644)
     if _booted_by_systemd():
         timer = _units(wish["name"])[1]
         _systemctl("daemon-reload")
@@ -619,19 +619,3 @@ def _diff(path: str, wanted: str | None) -> str:
     return "\n".join(
         difflib.unified_diff((found or "").splitlines(), wanted.splitlines(), "is", "will be", lineterm="")
     )
-
-
-def _write(path: str, text: str) -> None:
-    draft = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.new")
-    try:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(draft)
-        handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
-        with open(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fchmod(handle, 0o644)
-            os.fsync(handle)
-        os.replace(draft, path)
-    except OSError as err:
-        raise CommandExecutionError(f"Cannot write {path}: {err}") from err

@@ -688,7 +688,7 @@ def _place(
         if os.path.lexists(target):  # what has the name of a build and is none
             os.rename(target, os.path.join(private, "replaced"))
         os.rename(staged, target)
-        _sync_folder(prefix)
+        __salt__["whole_files.sync_folder"](prefix)
     except OSError as err:
         words = f"Cannot install the build in {prefix}: {err}"
         raise CommandExecutionError(_room_for_build(words, prefix)) from err
@@ -717,7 +717,7 @@ def _write_record(folder: str, record: dict[str, Any]) -> None:
         stream.flush()
         os.fchmod(stream.fileno(), 0o644)  # whatever the umask says
         os.fsync(stream.fileno())
-    _sync_folder(folder)
+    __salt__["whole_files.sync_folder"](folder)
 
 
 def _compiled(
@@ -950,8 +950,8 @@ def _lay_out(staged: str, flavor: str, copy: Callable[[str, str], dict[str, Any]
     for other in FLAVORS.keys() - {flavor}:
         # An instance that goes back from another flavor is started by the name of that one.
         os.symlink(f"{flavor}-server", os.path.join(staged, "bin", f"{other}-server"))
-    _sync_folder(os.path.join(staged, "bin"))
-    _sync_folder(staged)
+    __salt__["whole_files.sync_folder"](os.path.join(staged, "bin"))
+    __salt__["whole_files.sync_folder"](staged)
     return programs
 
 
@@ -1037,7 +1037,7 @@ def _symlink(target: str, path: str) -> None:
         os.unlink(draft)
     os.symlink(target, draft)
     os.replace(draft, path)
-    _sync_folder(folder)
+    __salt__["whole_files.sync_folder"](folder)
 
 
 _OTHERS = "a file of others"
@@ -1096,11 +1096,3 @@ def _failing(sentence: str) -> Iterator[None]:
         yield
     except OSError as err:
         raise CommandExecutionError(f"{sentence}: {err}") from err
-
-
-def _sync_folder(folder: str) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -132,7 +132,7 @@ def remember(instance: str) -> None:
     """
     record = _record(instance)
     if record and record != _read(instance):
-        _write(instance, record)
+        __salt__["whole_files.write"](_path(str(instance)), json.dumps(record), 0o600, makedirs=True)
 
 
 def apply(instance: str) -> dict[str, Any]:
@@ -495,22 +495,3 @@ def _read(instance: str) -> dict[str, Any]:
         return record if {"key", "values", "fixed", "users", "unseen"} <= record.keys() else {}
     except (OSError, ValueError, AttributeError):
         return {}
-
-
-def _write(instance: str, record: dict[str, Any]) -> None:
-    path = _path(str(instance))
-    draft = f"{path}.new"
-    try:
-        os.makedirs(_FOLDER, mode=0o755, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(draft)
-        handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-        with open(handle, "w", encoding="utf-8") as stream:
-            json.dump(record, stream)
-            stream.flush()
-            os.fsync(handle)
-        os.replace(draft, path)
-    except OSError as err:
-        with contextlib.suppress(OSError):
-            os.unlink(draft)
-        raise CommandExecutionError(f"Cannot write {path}: {err.strerror}") from err

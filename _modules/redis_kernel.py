@@ -8,7 +8,6 @@ process is started. A container may often not set what belongs to the machine's 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from typing import Any
@@ -239,34 +238,12 @@ def _read(path: str) -> str | None:
 
 
 def _write_or_remove(path: str, text: str | None, mode: int) -> None:
-    """A whole file on the disk, or none."""
-    folder, base = os.path.split(path)
-    draft = os.path.join(folder, f".{base}.new")
-    try:
-        if text is None:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
-            return
-        os.makedirs(folder, mode=0o755, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(draft)
-        handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-        with open(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fchmod(handle, mode)
-            os.fsync(handle)
-        os.replace(draft, path)
-        _sync_folder(folder)
-    except OSError as err:
-        with contextlib.suppress(OSError):
-            os.unlink(draft)
-        raise CommandExecutionError(f"Cannot write {path}: {err.strerror}") from err
-
-
-def _sync_folder(folder: str) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    if text is None:
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            pass
+        except OSError as err:
+            raise CommandExecutionError(f"Cannot remove {path}: {err.strerror}") from err
+        return
+    __salt__["whole_files.write"](path, text, mode, makedirs=True)

@@ -150,7 +150,7 @@ def config_check(instance: str) -> str:
         elsewhere = [[name, folder if name == "dir" else value] for name, value in wish["directives"]]
         if wish.get("tls"):
             elsewhere = __salt__["redis_tls.lend"](instance, folder, account["gid"], elsewhere)
-        _write(candidate, _config_text({**wish, "directives": elsewhere}), 0o640, account["gid"])
+        __salt__["whole_files.write"](candidate, _config_text({**wish, "directives": elsewhere}), 0o640, account["gid"])
         words = {"config": candidate, "password": wish["password"]}
         try:
             binary = __salt__["redis_build.binary"](redis["prefix"], build)
@@ -241,7 +241,7 @@ def config_write(name: str, instance: str) -> str:
     __salt__["redis_upgrade.keep_config"](instance)
     if wish.get("tls"):
         __salt__["redis_tls.place"](instance)
-    _write(name, _config_text(wish), 0o640, _group_id(redis["group"]))
+    __salt__["whole_files.write"](name, _config_text(wish), 0o640, _group_id(redis["group"]))
     if _has_certificate(wish) and not wish.get("tls"):
         __salt__["redis_tls.remove"](instance)
     return sentence
@@ -1616,35 +1616,3 @@ def _file_facts(name: str) -> dict[str, str]:
     except KeyError:
         owner = f"{info.st_uid}:{info.st_gid}"
     return {"text": text, "mode": f"{stat.S_IMODE(info.st_mode):04o}", "owner": owner}
-
-
-def _write(name: str, text: str, mode: int, gid: int) -> None:
-    """A whole file or none: written beside its place, on the disk before it takes the place."""
-    folder, base = os.path.split(name)
-    draft = os.path.join(folder, f".{base}.new")
-    with _failing(f"Cannot write {name}"):
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(draft)
-        try:
-            handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-            with open(handle, "w", encoding="utf-8", newline="") as stream:
-                stream.write(text)
-                stream.flush()
-                os.fchown(handle, 0, gid)
-                os.fchmod(handle, mode)
-                os.fsync(handle)
-            os.replace(draft, name)
-        except OSError:
-            # On a full disk it would hold what little there is.
-            with contextlib.suppress(OSError):
-                os.unlink(draft)
-            raise
-        _sync_folder(folder)
-
-
-def _sync_folder(folder: str) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -2827,6 +2827,8 @@ def _content(path: str) -> str | None:
             return stream.read(1 << 20)
     except OSError:
         return None
+
+
 def _redis_timeouts() -> dict[str, int]:
     """
     How long a server may load its data, and save them: 30 s for each GiB that the host could hold, half an hour and a

@@ -160,7 +160,7 @@ def lend(instance: str, folder: str, gid: int, directives: list[list[str]]) -> l
     """
     wish = _wish(instance)
     for file, text in wish["tls"]["contents"].items():
-        _write(os.path.join(folder, file), text, gid)
+        __salt__["whole_files.write"](os.path.join(folder, file), text, 0o640, gid)
     there = {_NAMES[file]: os.path.join(folder, file) for file in wish["tls"]["contents"]}
     return [[name, there.get(name, value)] for name, value in directives]
 
@@ -188,16 +188,16 @@ def place(instance: str) -> None:
         if os.path.isdir(target) and not os.path.islink(target):
             for file, text in wish["tls"]["contents"].items():
                 if not _is_right(os.path.join(target, file), text, group):
-                    _write(os.path.join(target, file), text, gid)
+                    __salt__["whole_files.write"](os.path.join(target, file), text, 0o640, gid)
             _make_folder(target, gid)
             return
         draft = f"{target}.new"
         shutil.rmtree(draft, ignore_errors=True)
         _make_folder(draft, gid)
         for file, text in wish["tls"]["contents"].items():
-            _write(os.path.join(draft, file), text, gid)
+            __salt__["whole_files.write"](os.path.join(draft, file), text, 0o640, gid)
         os.rename(draft, target)
-        _sync_folder(os.path.dirname(target))
+        __salt__["whole_files.sync_folder"](os.path.dirname(target))
     except OSError as err:
         raise CommandExecutionError(f"Cannot put the certificate of {wish['unit']} in place: {err}") from err
 
@@ -461,22 +461,6 @@ def _make_folder(path: str, gid: int) -> None:
     os.chmod(path, 0o750)
 
 
-def _write(path: str, text: str, gid: int) -> None:
-    """A whole file or none; nobody but root reads it before it has its group."""
-    draft = f"{path}.new"
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(draft)
-    handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    with open(handle, "w", encoding="utf-8", newline="") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fchown(handle, 0, gid)
-        os.fchmod(handle, 0o640)
-        os.fsync(handle)
-    os.replace(draft, path)
-    _sync_folder(os.path.dirname(path))
-
-
 def _remove(path: str) -> None:
     try:
         shutil.rmtree(path) if os.path.isdir(path) and not os.path.islink(path) else os.unlink(path)
@@ -484,11 +468,3 @@ def _remove(path: str) -> None:
         return
     except OSError as err:
         raise CommandExecutionError(f"Cannot remove {path}: {err}") from err
-
-
-def _sync_folder(folder: str) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -363,8 +363,8 @@ def _keep(wish: dict[str, Any]) -> dict[str, int]:
         os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
         os.link(source, target, follow_symlinks=False)
         files[name] = os.lstat(source).st_size
-        _sync_folder(os.path.dirname(target))
-    _sync_folder(kept)
+        __salt__["whole_files.sync_folder"](os.path.dirname(target))
+    __salt__["whole_files.sync_folder"](kept)
     return files
 
 
@@ -400,7 +400,7 @@ def _put_back(wish: dict[str, Any], files: dict[str, int]) -> str:
         if name in files:
             os.makedirs(os.path.dirname(path), exist_ok=True)
             os.link(kept, path)
-        _sync_folder(os.path.dirname(path))
+        __salt__["whole_files.sync_folder"](os.path.dirname(path))
     return aside if os.path.isdir(aside) else ""
 
 
@@ -434,7 +434,7 @@ def _turn(wish: dict[str, Any], build: str) -> None:
         _unlink(draft)
         os.symlink(build, draft)
         os.replace(draft, wish["link"])
-        _sync_folder(wish["prefix"])
+        __salt__["whole_files.sync_folder"](wish["prefix"])
 
 
 def _path(wish: dict[str, Any], kind: str) -> str:
@@ -457,7 +457,7 @@ def _copy_config(source: str, target: str) -> None:
         os.fchmod(handle, info.st_mode & 0o777)
         os.fsync(handle)
     os.replace(draft, target)
-    _sync_folder(os.path.dirname(target))
+    __salt__["whole_files.sync_folder"](os.path.dirname(target))
 
 
 def _tidy(wish: dict[str, Any]) -> None:
@@ -482,31 +482,12 @@ def _read(wish: dict[str, Any], kind: str) -> dict[str, Any]:
 
 
 def _write(wish: dict[str, Any], kind: str, note: dict[str, Any]) -> None:
-    path = _path(wish, kind)
-    draft = f"{path}.new"
-    with _failing(f"Cannot write {path}"):
-        os.makedirs(_FOLDER, mode=0o755, exist_ok=True)
-        _unlink(draft)
-        handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-        with open(handle, "w", encoding="utf-8") as stream:
-            json.dump(note, stream)
-            stream.flush()
-            os.fsync(handle)
-        os.replace(draft, path)
-        _sync_folder(_FOLDER)
+    __salt__["whole_files.write"](_path(wish, kind), json.dumps(note), 0o600, makedirs=True)
 
 
 def _unlink(path: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
-
-
-def _sync_folder(folder: str) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @contextlib.contextmanager

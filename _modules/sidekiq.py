@@ -549,7 +549,7 @@ def environment_write(name: str, service: str) -> None:
         salt '*' sidekiq.environment_write /etc/sidekiq/sidekiq.env sidekiq
     """
     text = _environment_text(_environment_lines(_service(service, reveal=True)["env"]))
-    __salt__["sidekiq_files.write"](name, text, 0o600)
+    __salt__["whole_files.write"](name, text, 0o600)
 
 
 # What sudo lets the deploy user do -----------------------------------------------------------------------------------

@@ -140,7 +140,7 @@ def sudoers_validate(text: str, name: str, gone: Collection[str] = ()) -> None:
     with tempfile.TemporaryDirectory(prefix="sudoers-") as folder:
         os.mkdir(os.path.join(folder, "candidate"))
         candidate = os.path.join(folder, "candidate", os.path.basename(name))
-        __salt__["sidekiq_files.write"](candidate, text, 0o440)
+        __salt__["whole_files.write"](candidate, text, 0o440)
         alone = _visudo(visudo, candidate, strict=True)
         if alone:
             raise CommandExecutionError(f"visudo refuses the text for {name}: {alone.replace(candidate, name)}")
@@ -176,7 +176,7 @@ def sudoers_write(
     others = [path for path in sudoers_files(os.path.dirname(name)) if path != name]
     sudoers_validate(text, name, others)
     before = {path: __salt__["sidekiq.file_facts"](path) for path in [name, *others]}
-    __salt__["sidekiq_files.write"](name, text, 0o440)
+    __salt__["whole_files.write"](name, text, 0o440)
     for path in others:
         sudoers_remove(path)
     try:
@@ -187,7 +187,7 @@ def sudoers_write(
         return
     for path, facts in before.items():
         if facts:
-            __salt__["sidekiq_files.write"](path, facts["text"], int(facts["mode"], 8))
+            __salt__["whole_files.write"](path, facts["text"], int(facts["mode"], 8))
         else:
             sudoers_remove(path)
     raise CommandExecutionError(

@@ -17,10 +17,10 @@ HASH = "sha256=" + "0" * 64
 
 
 @pytest.fixture
-def redis_build(load):
+def redis_build(load, whole_files):
     """The module, with the accounts of this host."""
     module = load("_modules/redis_build.py")
-    module.__salt__ = {"redis_sandbox.account": load("_modules/redis_sandbox.py").account}
+    module.__salt__ = {"redis_sandbox.account": load("_modules/redis_sandbox.py").account, **whole_files}
     return module
 
 

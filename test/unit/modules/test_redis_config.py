@@ -111,7 +111,7 @@ def test_such_lines_are_late_only_for_a_process_that_is_older(redis_config):
 
 
 @pytest.fixture
-def meanings(redis_config, tmp_path):
+def meanings(redis_config, whole_files, tmp_path):
     """The keys that a server was started for; ``meanings.key`` is that of the settings."""
 
     class Meanings(list):
@@ -125,7 +125,7 @@ def meanings(redis_config, tmp_path):
         asked.append(asked.key)
         return {"key": asked.key, "values": {"hz": "10"}, "fixed": [], "users": {}}
 
-    redis_config.__salt__ = {"redis_server.config_meaning": config_meaning}
+    redis_config.__salt__ = {"redis_server.config_meaning": config_meaning, **whole_files}
     return asked
 
 

@@ -38,8 +38,10 @@ class Kernel:
 
 
 @pytest.fixture
-def kernel(load, tmp_path, monkeypatch):
-    return Kernel(load("_modules/redis_kernel.py"), tmp_path, monkeypatch)
+def kernel(load, whole_files, tmp_path, monkeypatch):
+    module = load("_modules/redis_kernel.py")
+    module.__salt__ = whole_files
+    return Kernel(module, tmp_path, monkeypatch)
 
 
 def test_what_differs_is_recorded_and_set_and_a_second_call_finds_nothing(kernel):

@@ -17,7 +17,7 @@ GROUP = grp.getgrgid(0).gr_name
 
 
 @pytest.fixture
-def tls(load, tmp_path, monkeypatch):
+def tls(load, whole_files, tmp_path, monkeypatch):
     """The module, in a folder of the test's own; ``tls.say(cert, key)`` makes settings."""
     module = load("_modules/redis_tls.py")
     monkeypatch.setattr(module, "_FOLDER", str(tmp_path / "tls"))
@@ -25,6 +25,7 @@ def tls(load, tmp_path, monkeypatch):
     settings = {"redis": {"group": GROUP, "instances": [wish]}}
     module.upgrade = {"build": "8.0.6-new", "wished": "8.0.6-new", "under_way": ""}
     module.__salt__ = {
+        **whole_files,
         "redis_sidekiq.settings": lambda reveal: settings,
         "redis_upgrade.facts": lambda instance: module.upgrade,
     }

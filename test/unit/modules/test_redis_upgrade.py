@@ -12,7 +12,7 @@ APPENDS = [["appendonly", "yes"]]
 
 
 @pytest.fixture
-def upgrade(load, tmp_path):
+def upgrade(load, whole_files, tmp_path):
     """The module, with one instance whose link points at OLD and whose settings wish NEW; ``upgrade.wish`` is changed."""
     module = load("_modules/redis_upgrade.py")
     prefix, data = tmp_path / "opt", tmp_path / "6379"
@@ -24,6 +24,7 @@ def upgrade(load, tmp_path):
     module.wish = {"name": "6379", "dir": str(data), "config": str(tmp_path / "6379.conf"), "directives": []}
     module.records = [{"build": OLD, "rdb_version": 10}, {"build": NEW, "rdb_version": 12}]
     module.__salt__ = {
+        **whole_files,
         "redis_sidekiq.settings": lambda: {"redis": {"prefix": str(prefix), "instances": [module.wish]}},
         "redis_server.status": lambda instance, ask: {"pid": module.pid},
         "redis_server.wished_build": lambda: module.build,

@@ -42,8 +42,8 @@ def sidekiq(load, tmp_path, monkeypatch):
     def settings(reveal=False):
         return {"sidekiq": {"services": [SERVICE]}}
 
-    write = load("_modules/sidekiq_files.py").write
-    module.__salt__ = {"cmd.run_all": run_all, "redis_sidekiq.settings": settings, "sidekiq_files.write": write}
+    write = load("_modules/whole_files.py").write
+    module.__salt__ = {"cmd.run_all": run_all, "redis_sidekiq.settings": settings, "whole_files.write": write}
     monkeypatch.setattr(module, "_LOCK", str(tmp_path / "lock" / "sidekiq.lock"))
     return module
 

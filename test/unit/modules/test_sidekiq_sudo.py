@@ -31,9 +31,9 @@ def sidekiq_sudo(load, monkeypatch):
         answer = module.answers.pop(0) if module.answers else ""
         return answer if isinstance(answer, dict) else {"retcode": 0, "stdout": answer, "stderr": ""}
 
-    write = load("_modules/sidekiq_files.py").write
+    write = load("_modules/whole_files.py").write
     module.__salt__ = {"cmd.run_all": run_all, "redis_sidekiq.settings": lambda: {"deploy": DEPLOY}}
-    module.__salt__["sidekiq_files.write"] = write
+    module.__salt__["whole_files.write"] = write
     monkeypatch.setattr(module, "_tool", lambda name, package: f"/usr/bin/{name}")
     return module
 

@@ -9,11 +9,11 @@ from salt.exceptions import CommandExecutionError
 
 
 @pytest.fixture
-def sidekiq_files(load):
-    return load("_modules/sidekiq_files.py")
+def whole_files(load):
+    return load("_modules/whole_files.py")
 
 
-def test_a_file_is_replaced_whole_or_not_at_all(sidekiq_files, tmp_path, monkeypatch):
+def test_a_file_is_replaced_whole_or_not_at_all(whole_files, tmp_path, monkeypatch):
     path = tmp_path / "sidekiq.env"
     path.write_text("old")
     (tmp_path / ".sidekiq.env.new").write_text("left by a run that was killed")
@@ -21,11 +21,11 @@ def test_a_file_is_replaced_whole_or_not_at_all(sidekiq_files, tmp_path, monkeyp
     def no_power(*_):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(sidekiq_files.os, "replace", no_power)
+    monkeypatch.setattr(whole_files.os, "replace", no_power)
     with pytest.raises(CommandExecutionError, match="Input/output error"):
-        sidekiq_files.write(str(path), "new", 0o600)
+        whole_files.write(str(path), "new", 0o600)
     assert path.read_text() == "old"
     monkeypatch.undo()
-    sidekiq_files.write(str(path), "new", 0o600)
+    whole_files.write(str(path), "new", 0o600)
     assert path.read_text() == "new"
     assert sorted(os.listdir(tmp_path)) == ["sidekiq.env"]

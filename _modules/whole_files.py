@@ -1,5 +1,5 @@
 """
-Files of root's that are whole or not there, whatever cuts their writing off: what ``sidekiq`` and ``sidekiq_sudo`` write.
+Files of root's that are whole or as they were, whatever cuts their writing off.
 """
 
 from __future__ import annotations
@@ -10,17 +10,21 @@ import os
 from salt.exceptions import CommandExecutionError
 
 
-def write(name: str, text: str, mode: int) -> None:
+def write(name: str, text: str, mode: int, gid: int = 0, makedirs: bool = False) -> None:
     """
     Write a file of root's, whole or not at all: beside its place, and on the disk before it takes the place. The name in
     between has a dot, so that sudo would skip it; a draft that a dead run left behind is replaced by the next.
 
     name
-        Path of the file; its folder is there.
+        Path of the file.
     text
         All of it. On a command line others could read it, so what is secret is written by modules alone.
     mode
         Its permissions (int), such as ``0o600``.
+    gid
+        Number of its group (int, default 0, root's); nobody but root reads the file before it has it.
+    makedirs
+        Make its folder (bool, default False: it is there), mode 0755.
 
     Raises CommandExecutionError when it cannot be written; what was there stays then.
 
@@ -28,27 +32,43 @@ def write(name: str, text: str, mode: int) -> None:
 
     .. code-block:: bash
 
-        salt '*' sidekiq_files.write /etc/sidekiq/note.txt 'no secret' 420
+        salt '*' whole_files.write /etc/sidekiq/note.txt 'no secret' 420
     """
     folder, base = os.path.split(name)
     draft = os.path.join(folder, f".{base}.new")
     try:
+        if makedirs:
+            os.makedirs(folder, mode=0o755, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(draft)
         handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         with open(handle, "w", encoding="utf-8", newline="") as stream:
             stream.write(text)
             stream.flush()
-            os.fchown(handle, 0, 0)
+            os.fchown(handle, 0, gid)
             os.fchmod(handle, mode)
             os.fsync(handle)
         os.replace(draft, name)
-        _sync_folder(folder)
+        sync_folder(folder)
     except OSError as err:
+        with contextlib.suppress(OSError):
+            os.unlink(draft)  # on a full disk it would hold what little there is
         raise CommandExecutionError(f"Cannot write {name}: {err.strerror}") from err
 
 
-def _sync_folder(folder: str) -> None:
+def sync_folder(folder: str) -> None:
+    """
+    Bring the names in a folder to the disk: a rename is not there after a power cut before that (fsync(2)).
+
+    folder
+        Its path.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' whole_files.sync_folder /etc/redis
+    """
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
