@@ -78,6 +78,13 @@ def load():
     return _load
 
 
+@pytest.fixture
+def whole_files(load):
+    """The functions that write files, by the names by which modules call them."""
+    module = load("_modules/whole_files.py")
+    return {f"whole_files.{name}": getattr(module, name) for name in ("write", "sync_folder")}
+
+
 @pytest.fixture(scope="session")
 def salt_factories_config():
     """Sockets need short paths (108 bytes), and everything that Salt writes goes with the folder at the end."""

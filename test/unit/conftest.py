@@ -17,13 +17,6 @@ def _only(**known):
 
 
 @pytest.fixture
-def whole_files(load):
-    """The functions that write files, by the names by which modules call them."""
-    module = load("_modules/whole_files.py")
-    return {f"whole_files.{name}": getattr(module, name) for name in ("write", "sync_folder")}
-
-
-@pytest.fixture
 def redis_sidekiq(load):
     """
     The settings module on a minion of 4 GiB and 2 cores that systemd booted, with a user ``worker`` in group ``jobs``.

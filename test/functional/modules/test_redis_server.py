@@ -44,7 +44,7 @@ def wait_for(condition, seconds: float = 20) -> None:
 
 
 @pytest.fixture
-def judge(load, redis_build, open_folder, monkeypatch):
+def judge(load, whole_files, redis_build, open_folder, monkeypatch):
     """``judge(directives, password, bind)``: the module's config_check with these settings of an instance 6379."""
     module = load("_modules/redis_server.py")
     build, sandbox = load("_modules/redis_build.py"), load("_modules/redis_sandbox.py")
@@ -53,6 +53,7 @@ def judge(load, redis_build, open_folder, monkeypatch):
     monkeypatch.setattr(build, "name", lambda *_, **__: os.readlink(redis_build / "current"))
     functions = {f"redis_build.{name}": getattr(build, name) for name in ("binary", "builds", "name")}
     functions |= {f"redis_sandbox.{name}": getattr(sandbox, name) for name in ("account", "boot", "folder")}
+    functions |= whole_files
 
     def check(directives=(), password="", bind=("127.0.0.1",)):
         base = [
