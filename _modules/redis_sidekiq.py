@@ -1048,12 +1048,7 @@ def contract() -> dict[str, Any]:
     return {
         "settings": list(_described(CONTRACT, ROOT)),
         "rules": [" ".join(rule.__doc__.split()) for rule in RULES],
-        "schema": {
-            "$schema": "https://json-schema.org/draft/2020-12/schema",
-            "title": f"Pillar of the formula {ROOT}",
-            "type": "object",
-            "properties": {ROOT: _schema(CONTRACT)},
-        },
+        "schema": _whole_schema(),
     }
 
 
@@ -1166,8 +1161,8 @@ def _read_entries(entries: Entries, value: Any, path: str, problems: Problems) -
         if name in wished:
             problems.add(f"{path}:{name}", "is there twice, once as a number and once as text; keep one of them")
         elif entry is None and name not in entries.default:
-            hint = f"one of {', '.join(entries.default)} can be taken away; a new entry that keeps all defaults is {{}}"
-            problems.add(f"{path}:{name}", f"found null; {hint}")
+            hint = f"one of {', '.join(entries.default)} can be taken away; " if entries.default else ""
+            problems.add(f"{path}:{name}", f"found null; {hint}a new entry that keeps all defaults is {{}}")
         wished[name] = entry
     result = {}
     for name in [*entries.default, *(name for name in wished if name not in entries.default)]:
@@ -1296,40 +1291,94 @@ def _described(node: Section | Entries, path: str) -> Iterator[dict[str, Any]]:
             yield from _described(part, inside)
 
 
-def _schema(node: Section | Entries | Setting) -> dict[str, Any]:
+# JSON Schema
+
+
+def _whole_schema() -> dict[str, Any]:
+    """What the kinds allow, as an editor sees it: in the file, before Salt renders it. Rules and facts are left out."""
+    definitions = {
+        "network": {"type": "string", **_pattern(_NETWORK, KINDS["network"].words(None))},
+        "bind": {"type": "string", **_pattern(_BIND, KINDS["bind"].words(None))},
+        "folder_of_others": {"enum": sorted(_SHARED_FOLDERS)},
+        "plain_data": {
+            "not": {"type": "string", "pattern": "<%"},
+            "items": {"$ref": "#/$defs/plain_data"},
+            "propertyNames": {"not": {"pattern": "<%"}},
+            "additionalProperties": {"$ref": "#/$defs/plain_data"},
+        },
+    }
+    properties = {ROOT: _schema(CONTRACT, ROOT, definitions)}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": f"Pillar of the formula {ROOT}",
+        "type": "object",
+        "properties": properties,
+        "$defs": definitions,
+    }
+
+
+def _schema(node: Section | Entries | Setting, name: str, definitions: dict[str, Any]) -> dict[str, Any]:
     if isinstance(node, Setting):
         return _schema_of_setting(node)
-    properties = {name: _schema(part) for name, part in node.parts.items()}
-    section = {"type": ["object", "null"], "additionalProperties": False, "properties": properties}
+    section = {
+        "type": ["object", "null"],
+        "additionalProperties": False,
+        "properties": {key: _schema(part, key, definitions) for key, part in node.parts.items()},
+    }
     if isinstance(node, Section):
         return {"description": node.why, **section}
-    names = KINDS[node.name].schema(None)
+    needed = [key for key, part in node.parts.items() if isinstance(part, Setting) and part.default is REQUIRED]
+    definitions[f"entry_of_{name}"] = {**section, "type": "object", **({"required": needed} if needed else {})}
+    entry = {"$ref": f"#/$defs/entry_of_{name}"}
+    default = {key: {"anyOf": [entry, {"type": "null"}]} for key in node.default}
     return {
         "description": node.why,
         "type": ["object", "null"],
-        "propertyNames": {"pattern": names["pattern"]},
-        "additionalProperties": section,
+        "propertyNames": KINDS[node.name].schema(None),
+        **({"properties": default} if default else {}),
+        "additionalProperties": entry,
         "default": node.default,
     }
 
 
 def _schema_of_setting(setting: Setting) -> dict[str, Any]:
     if setting.kind in MAPS:
-        schema = {"type": ["object", "null"], **MAPS[setting.kind].schema}
+        schema = {"type": ["object", "null"], **MAPS[setting.kind].schema()}
     elif setting.kind.startswith(LIST):
-        schema = {"type": "array", "items": KINDS[setting.kind[len(LIST) :]].schema(setting)}
-        if setting.least:
-            schema["minItems"] = setting.least
+        schema = {"type": "array", "items": _schema_of_value(setting._replace(kind=setting.kind[len(LIST) :]))}
+        schema |= {"minItems": setting.least} if setting.least else {}
+        schema |= {} if setting.repeats else {"uniqueItems": True}
     else:
-        schema = KINDS[setting.kind].schema(setting)
-    if setting.null:
-        schema = {"anyOf": [schema, {"type": "null"}]}
-    schema = {"description": setting.why, **schema}
+        schema = _schema_of_value(setting)
+    words = f"{setting.why} Allowed: {_words(setting)}."
+    words += f" null: {setting.null}." if setting.null else ""
+    schema = {"description": words, **(_or_null(schema) if setting.null else schema)}
     if setting.default is not REQUIRED:
         schema["default"] = setting.default
     if setting.example is not None:
         schema["examples"] = [setting.example]
+    return schema | ({"writeOnly": True} if setting.secret else {})
+
+
+def _schema_of_value(setting: Setting) -> dict[str, Any]:
+    """Of a secret text also what the gpg renderer is to decrypt."""
+    schema = KINDS[setting.kind].schema(setting)
+    if setting.secret or setting.kind.endswith(("certificate or empty", "private key or empty")):
+        schema["pattern"] = f"{schema['pattern']}|^\\s*-----BEGIN PGP MESSAGE-----"
     return schema
+
+
+def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
+    if "enum" in schema:
+        return {**schema, "enum": [*schema["enum"], None]}
+    if isinstance(schema.get("type"), str):
+        return {**schema, "type": [schema["type"], "null"]}
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+def _pattern(pattern: str, words: str) -> dict[str, str]:
+    """The whole text; in place of the pattern editors show the words."""
+    return {"pattern": f"^(?:{pattern})$", "patternErrorMessage": f"Allowed: {words}."}
 
 
 # Kinds of one value
@@ -1349,15 +1398,20 @@ def _text(words: str, pattern: str, read: Callable[[str], str] | None = None) ->
             raise Wrong
         return value
 
-    return Kind(lambda _: words, lambda _: {"type": "string", "pattern": f"^(?:{pattern})$"}, _read_text)
+    return Kind(lambda _: words, lambda _: {"type": "string", **_pattern(pattern, words)}, _read_text)
 
 
-def _or_empty(kind: Kind, meaning: str = "empty") -> Kind:
+def _or_empty(kind: Kind) -> Kind:
+    def _words_or_empty(setting):
+        return f"{kind.words(setting)}, or empty"
+
     def _schema_or_empty(setting):
-        return {"anyOf": [{"const": ""}, kind.schema(setting)]}
+        schema = kind.schema(setting)
+        words = f"Allowed: {_words_or_empty(setting)}."
+        return {**schema, "pattern": f"^$|{schema['pattern']}", "patternErrorMessage": words}
 
     return Kind(
-        lambda setting: f"{kind.words(setting)}, or {meaning}",
+        _words_or_empty,
         _schema_or_empty,
         lambda value, setting: value if value == "" and isinstance(value, str) else kind.read(value, setting),
     )
@@ -1397,7 +1451,7 @@ def _read_choice(value, setting):
 
 def _read_port(value, _):
     """An instance's port, the name of its entry: a number or the same as text."""
-    if isinstance(value, bool) or not re.fullmatch(r"[1-9][0-9]{0,4}", str(value)) or not 1024 <= int(value) <= 65535:
+    if not isinstance(value, (int, str)) or not re.fullmatch(_PORT, str(value)):
         raise Wrong
     return str(value)
 
@@ -1429,7 +1483,7 @@ def _read_one_port(value):
             return str(WELL_KNOWN.get(value) or socket.getservbyname(value))
         except OSError:
             raise Wrong("no service of this name is in /etc/services; write its number") from None
-    match = re.fullmatch(r"([1-9]\d{0,4})(?::([1-9]\d{0,4}))?", text)
+    match = re.fullmatch(r"([1-9][0-9]{0,4})(?::([1-9][0-9]{0,4}))?", text)
     if isinstance(value, bool) or not match or not all(int(port) <= 65535 for port in match.groups() if port):
         numbers = re.sub(r"\s*,\s*", ", ", text)
         raise Wrong(f"write a list: [{numbers}]" if "," in text and isinstance(value, str) else "")
@@ -1438,11 +1492,18 @@ def _read_one_port(value):
     return text
 
 
+# Words of ufw's own grammar, which it would not take for a name (ufw/parser.py).
+_UFW_WORDS = ("any", "app", "comment", "from", "in", "log", "log-all", "on", "out", "port", "proto", "to")
+
+
 def _read_interface(value: str) -> str:
-    # Words of ufw's own grammar, which it would not take for a name (ufw/parser.py).
-    if value in ("any", "app", "comment", "from", "in", "log", "log-all", "on", "out", "port", "proto", "to", ".", ".."):
+    if value in _UFW_WORDS:
         raise Wrong("ufw cannot tell this name from its own words")
     return value
+
+
+# None of those that cannot be seen; Python knows some more (str.isprintable).
+_REMARK = r"[^'\x00-\x1f\x7f-\xa0\xad\u200b-\u200f\u2028-\u202f\u205f-\u206f\ufeff]"
 
 
 def _read_comment(value: str) -> str:
@@ -1451,35 +1512,54 @@ def _read_comment(value: str) -> str:
     return value
 
 
+_OCTET = "(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
+_IPV4 = rf"(?:{_OCTET}\.){{3}}{_OCTET}"
+_HEXTET = "[0-9A-Fa-f]{1,4}"
+
+
+def _ipv6() -> str:
+    """A pattern of all forms of an IPv6 address (RFC 3986, IPv6address)."""
+    last = f"(?:{_HEXTET}:{_HEXTET}|{_IPV4})"
+    forms = [f"(?:{_HEXTET}:){{6}}{last}"]
+    ends = [*(f"(?:{_HEXTET}:){{{count}}}{last}" for count in (5, 4, 3, 2, 1, 0)), _HEXTET, ""]
+    for before, end in enumerate(ends):
+        begin = f"(?:(?:{_HEXTET}:){{0,{before - 1}}}{_HEXTET})?" if before else ""
+        forms.append(f"{begin}::{end}")
+    return f"(?:{'|'.join(forms)})"
+
+
+_IPV6 = _ipv6()
+_NETWORK = rf"{_IPV4}(?:/(?:3[0-2]|[12]?[0-9]))?|{_IPV6}(?:/(?:12[0-8]|1[01][0-9]|[1-9]?[0-9]))?"
+_BIND = rf"-?(?:\*|::\*|{_IPV4}|{_IPV6}(?:%[A-Za-z0-9_.-]{{1,15}})?)"  # with a zone, that is an interface
+_FIVE_DIGITS = "[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]"
+_PORT = f"(?:102[4-9]|10[3-9][0-9]|1[1-9][0-9]{{2}}|[2-9][0-9]{{3}}|{_FIVE_DIGITS})"
+_ANY_PORT = f"(?:[1-9][0-9]{{0,3}}|{_FIVE_DIGITS})"
+
+
 def _read_network(value, _):
     if not isinstance(value, str):
         raise Wrong
-    try:
-        return str(
-            ipaddress.ip_network(value, strict=False)
-        )  # host bits go: 10.0.0.5/24 is 10.0.0.0/24, as UFW writes it
-    except ValueError:
+    if not re.fullmatch(_NETWORK, value):
         everywhere = value.lower() in ("any", "anywhere", "all", "*")
-        raise Wrong("an empty list, [], is anywhere" if everywhere else "") from None
+        hint = "write the length of its prefix" if re.fullmatch(rf"{_IPV4}/{_IPV4}", value) else ""
+        raise Wrong("an empty list, [], is anywhere" if everywhere else hint)
+    return str(ipaddress.ip_network(value, strict=False))  # host bits go: 10.0.0.5/24 is 10.0.0.0/24, as UFW writes it
 
 
 def _read_bind(value, _):
-    if not isinstance(value, str):
-        raise Wrong
-    address = value[1:] if value.startswith("-") else value
-    if address not in ("*", "::*"):
-        try:
-            ipaddress.ip_address(address)
-        except ValueError:
-            raise Wrong("write 127.0.0.1 or ::1" if address == "localhost" else "") from None
+    if not isinstance(value, str) or not re.fullmatch(_BIND, value):
+        raise Wrong("write 127.0.0.1 or ::1" if value in ("localhost", "-localhost") else "")
     return value
+
+
+_SIZE = "[0-9]+(?:[bB]|[kKmMgG][bB]?)?"
 
 
 def _read_size(value, _):
     """Redis' own grammar of sizes (src/util.c, memtoull): k is 1000, kb is 1024."""
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return str(value)
-    if not isinstance(value, str) or (value and not re.fullmatch(r"\d+(b|kb?|mb?|gb?)?", value, re.IGNORECASE)):
+    if not isinstance(value, str) or (value and not re.fullmatch(_SIZE, value)):
         raise Wrong("Redis knows no percentage here" if "%" in str(value) else "")
     return value
 
@@ -1492,7 +1572,7 @@ def _bytes(size: str) -> int:
 
 
 def _read_version(value: str) -> str:
-    match = re.match(r"(\d+)\.(\d+)", value)
+    match = re.match(r"([0-9]+)\.([0-9]+)", value)
     if match and (int(match[1]), int(match[2])) < (6, 2):
         raise Wrong("Sidekiq 7 needs Redis 6.2 or newer")
     return value
@@ -1501,13 +1581,16 @@ def _read_version(value: str) -> str:
 def _read_source(value: str) -> str:
     if value.startswith("http://"):
         raise Wrong("fetch it by https://")
-    if re.search(r"://[^/]*@", value):
+    if re.match(r"[a-z]+://[^/]*@", value):
         raise Wrong("no user or password in it: it is shown in states and logs")
     return value
 
 
+_HASH = "|".join(f"(?:[sS][hH][aA]{bits}[=:])?[0-9A-Fa-f]{{{bits // 4}}}" for bits in (256, 384, 512))
+
+
 def _read_hash(value: str) -> str:
-    match = re.fullmatch(r"(?:(\w+)[=:])?([0-9A-Fa-f]+)", value)
+    match = re.fullmatch(r"(?:([A-Za-z0-9]+)[=:])?([0-9A-Fa-f]+)", value)
     if not match:
         raise Wrong("the digest itself, not a file that lists it" if "/" in value else "")
     by_length = {32: "md5", 40: "sha1", 64: "sha256", 96: "sha384", 128: "sha512"}
@@ -1545,19 +1628,24 @@ _CALENDAR_WORDS = (
     *("minutely", "hourly", "daily", "weekly", "monthly"),
     *("quarterly", "semiannually", "yearly", "annually"),
 )
+_CRON = "(?:[0-9*,/-]+ ){4}[A-Za-z0-9_*,/-]+"
+_CALENDAR = (
+    f"{'|'.join(_CALENDAR_WORDS)}|(?!{_CRON}$)(?![A-Za-z]+$)(?! )(?=.*(?:[0-9*]|[a-z]{{5}}))"
+    "[A-Za-z0-9*:,./~+ -]{0,99}[A-Za-z0-9*:,./~+-]"
+)
 CRON_TIMES = ("hourly", "daily", "weekly", "monthly")  # what cron can do too
 
 
 def _read_calendar(value: str) -> str:
     """What systemd.time(7) calls a calendar event, as far as that can be seen; systemd itself is asked before it counts."""
-    value = value.strip()
-    if re.fullmatch(r"(?:[\d*,/-]+ ){4}[\w*,/-]+", value) or value.startswith("@"):
+    if re.fullmatch(_CRON, value) or value.startswith("@"):
         raise Wrong("that is cron's form; every day at 3:30 is '*-*-* 03:30'")
     if value.isalpha() and value not in _CALENDAR_WORDS:
         raise Wrong(f"the words are {', '.join(_CALENDAR_WORDS)}")
-    if not re.search(r"[\d*]|[a-z]{5}", value):
-        raise Wrong
     return value
+
+
+_TIME = "(?:[01][0-9]|2[0-3]):[0-5][0-9]"
 
 
 def _read_window(value: str) -> str:
@@ -1592,19 +1680,29 @@ def _read_redis_user(value: str) -> str:
 
 
 # Words of an ACL that say who a user is, not what he may do.
-_NO_RULE = re.compile(r"[<>#!].*|on|off|reset|nopass|resetpass", re.DOTALL | re.IGNORECASE)
-_SELECTOR = re.compile(r"\((?:[^\s\x00-\x1f\x7f\"'\\()]+(?: |(?=\))))+\)")
+_NO_RULE = (
+    "[<>#!]|(?:[oO][nN]|[oO][fF][fF]|[rR][eE][sS][eE][tT](?:[pP][aA][sS][sS])?|[nN][oO][pP][aA][sS][sS])(?:[ ()]|$)"
+)
+_SELECTOR = rf"\((?:(?!{_NO_RULE})[^\s\x00-\x1f\x7f\x22'\\()]+(?: |(?=\))))+\)"
+_ACL_RULE = rf"(?!{_NO_RULE})[^\s\x00-\x1f\x7f\x22'\\()][^\s\x00-\x1f\x7f\x22'\\]*|{_SELECTOR}"
 
 
 def _read_acl_rule(value: str) -> str:
-    if any(map(_NO_RULE.fullmatch, value.strip("()").split(" "))):
+    if any(re.match(_NO_RULE, word) for word in value.lstrip("(").split(" ")):
         raise Wrong("passwords have a setting of their own, and who is named is on")
-    if value.startswith("(") and not _SELECTOR.fullmatch(value):
+    if value.startswith("(") and not re.fullmatch(_SELECTOR, value):
         raise Wrong("a selector is (RULE RULE), with one space between two rules")
     return value
 
 
-_PEM_BLOCK = re.compile(r"-----BEGIN ([A-Z0-9 ]+)-----[ \r]*\n([A-Za-z0-9+/=\s]+)-----END \1-----")
+_BLOCK = r"-----BEGIN ([A-Z0-9 ]+)-----[ \r]*\n[A-Za-z0-9+/=\s]+-----END \1-----"
+_PEM_BLOCK = re.compile(_BLOCK)
+
+
+def _pem(label: str) -> str:
+    """Text with blocks that are whole, one of them with this label, none of them encrypted; or empty."""
+    between = r"(?:(?!-----BEGIN )[\s\S])*"
+    return rf"(?:(?![\s\S]*ENCRYPTED)(?=[\s\S]*-----BEGIN {label}-----)(?:{between}{_BLOCK})+{between})?"
 
 
 def _read_pem(value: str) -> str:
@@ -1623,32 +1721,52 @@ def _read_socket(value, _):
         return value
     if not isinstance(value, str) or not value.startswith("/"):
         raise Wrong
+    if len(value) > 107:  # sun_path of unix(7)
+        raise Wrong("at most 107 characters")
     value = _read_path(value)
-    if not re.fullmatch(_PATH, value) or len(value) > 107:  # sun_path of unix(7)
-        raise Wrong("at most 107 characters" if len(value) > 107 else "")
+    if not re.fullmatch(_PATH, value):
+        raise Wrong
     return value
+
+
+_QUEUE = "[A-Za-z0-9_.:-]+"
 
 
 def _read_queue(value, _):
     names = list(value) if isinstance(value, dict) else [value]
     weights = list(value.values()) if isinstance(value, dict) else [1]
-    if len(names) != 1 or not isinstance(names[0], str) or not re.fullmatch(r"[A-Za-z0-9_.:-]+", names[0]):
+    if len(names) != 1 or not isinstance(names[0], str) or not re.fullmatch(_QUEUE, names[0]):
         raise Wrong("a list entry for each queue" if isinstance(value, dict) and len(names) > 1 else "")
     if isinstance(weights[0], bool) or not isinstance(weights[0], int) or not 1 <= weights[0] <= 1000:
         raise Wrong("a weight is a whole number from 1 to 1000")
     return {names[0]: weights[0]} if isinstance(value, dict) else value
 
 
-_PATH = r"/[^\s\x00-\x1f\x7f\"'\\]*"
+_PLACE = r"[^\s\x00-\x1f\x7f\x22'\\]"  # a character of a path or URL
+_PATH = rf"(?!.*/\.\.(?:/|$))/{_PLACE}*"
+_SOURCE = f"(?:https|salt|file)://(?![^/]*@){_PLACE}+|/{_PLACE}+"
 _USER = r"[a-z_][a-z0-9_-]{0,31}(?:\.[a-z0-9_-]{1,31})?"
 _WORD = r"[^\x00-\x1f\x7f]+"
-_user = _text("a name like deploy: lower case, digits, _ and -, not root", _USER, _read_user)
+_user = _text("a name like deploy: lower case, digits, _ and -, not root", f"(?!root$){_USER}", _read_user)
 _path = _text("an absolute path without spaces or quotes", _PATH, _read_path)
-_redis_user = _text("a user of Redis: letters, digits, _, - and .", r"[A-Za-z0-9_.-]{1,64}", _read_redis_user)
+_redis_user = _text("a user of Redis: letters, digits, _, - and .", r"(?!default$)[A-Za-z0-9_.-]{1,64}", _read_redis_user)
 _own_folder = _text("an absolute path of a folder of its own, without spaces or quotes", _PATH, _read_own_folder)
+_own_folder = _own_folder._replace(
+    schema=lambda setting, path=_own_folder.schema: {**path(setting), "not": {"$ref": "#/$defs/folder_of_others"}}
+)
 _word = _text("text of one line, without control characters", _WORD)
 _port_words = "a port that needs no root, from 1024 to 65535"
-_port_schema = {"type": ["integer", "string"], "pattern": "^[1-9][0-9]{3,4}$", "minimum": 1024, "maximum": 65535}
+_port_schema = {"type": ["integer", "string"], "minimum": 1024, "maximum": 65535}
+
+
+_one_port_schema = {
+    "minimum": 1,
+    "maximum": 65535,
+    **_pattern(
+        rf"{_ANY_PORT}:{_ANY_PORT}|[A-Za-z][A-Za-z0-9-]+", "a number, a range like '6000:6010', a service's name, or any"
+    ),
+}
+
 
 KINDS = {
     "boolean": Kind(lambda _: "true or false", lambda _: {"type": "boolean"}, _read_boolean),
@@ -1663,10 +1781,10 @@ KINDS = {
         _read_watchdog,
     ),
     "choice": Kind(lambda s: "one of " + ", ".join(s.choices), lambda s: {"enum": list(s.choices)}, _read_choice),
-    "port": Kind(lambda _: _port_words, lambda _: _port_schema, _read_port),
+    "port": Kind(lambda _: _port_words, lambda _: {**_port_schema, **_pattern(_PORT, _port_words)}, _read_port),
     "instance": Kind(
         lambda _: "the port of an instance, or empty",
-        lambda _: {"anyOf": [{"const": ""}, _port_schema]},
+        lambda _: {**_port_schema, **_pattern(f"(?:{_PORT})?", f"{_port_words}, or empty")},
         _read_instance,
     ),
     "ports or empty": _or_empty(
@@ -1674,52 +1792,77 @@ KINDS = {
             lambda _: "a port from 1 to 65535, a range like '6000:6010', a list of them, a service's name, or any",
             lambda _: {
                 "type": ["integer", "string", "array"],
-                "minimum": 1,
-                "maximum": 65535,
-                "pattern": "^([1-9][0-9]*:[1-9][0-9]*|[A-Za-z][A-Za-z0-9-]+)$",
+                **_one_port_schema,
+                "items": {"type": ["integer", "string"], **_one_port_schema},
+                "minItems": 1,
+                "maxItems": 15,
+                "uniqueItems": True,
             },
             _read_ports,
         )
     ),
     "interface or empty": _or_empty(
-        _text("the name of an interface like eth0", r"[A-Za-z0-9_.+,=%@-]{1,15}", _read_interface)
+        _text(
+            "the name of an interface like eth0",
+            rf"(?!(?:{'|'.join(_UFW_WORDS)}|\.\.?)$)[A-Za-z0-9_.+,=%@-]{{1,15}}",
+            _read_interface,
+        )
     ),
     "app profile or empty": _or_empty(_text("the name of an application profile like OpenSSH", r"[A-Za-z0-9][A-Za-z0-9 _.+-]*")),
-    "comment": _text("one line of text without ', which ufw does not take", r"[^'\x00-\x1f\x7f]{0,200}", _read_comment),
+    "comment": _text(
+        "one line of text without ', which ufw does not take",
+        rf"(?:(?!\s){_REMARK}{{0,199}}(?!\s){_REMARK})?",
+        _read_comment,
+    ),
     "network": Kind(
-        lambda _: "an address or a network like 10.0.0.0/24 or fd00::/8", lambda _: {"type": "string"}, _read_network
+        lambda _: "an address or a network like 10.0.0.0/24 or fd00::/8", lambda _: {"$ref": "#/$defs/network"}, _read_network
     ),
     "bind": Kind(
         lambda _: (
             "an IP address of this host, * (all of IPv4) or ::* (all of IPv6), with - before it if it may be missing"
         ),
-        lambda _: {"type": "string"},
+        lambda _: {"$ref": "#/$defs/bind"},
         _read_bind,
     ),
     "size": Kind(
         lambda _: "a size like 512mb or 2gb (b, k, kb, m, mb, g, gb), or empty",
-        lambda _: {"type": ["string", "integer"], "pattern": "^(?:[0-9]+(?:[bB]|[kKmMgG][bB]?)?)?$", "minimum": 0},
+        lambda _: {
+            "type": ["string", "integer"],
+            "minimum": 0,
+            **_pattern(f"(?:{_SIZE})?", "a size like 512mb or 2gb, or empty"),
+        },
         _read_size,
     ),
     "queue": Kind(
         lambda _: "a queue's name, or a map of one name and its weight, like {default: 2}",
-        lambda _: {"type": ["string", "object"], "maxProperties": 1, "additionalProperties": {"type": "integer"}},
+        lambda _: {
+            "type": ["string", "object"],
+            **_pattern(_QUEUE, "letters, digits, _, ., : and -"),
+            "minProperties": 1,
+            "maxProperties": 1,
+            "propertyNames": _pattern(_QUEUE, "letters, digits, _, ., : and -"),
+            "additionalProperties": {"type": "integer", "minimum": 1, "maximum": 1000},
+        },
         _read_queue,
     ),
-    "version": _text("a release like 8.0.6, 6.2 or newer", r"\d+\.\d+(?:\.\d+)?(?:-rc\d+)?", _read_version),
+    "version": _text(
+        "a release like 8.0.6, 6.2 or newer",
+        r"(?:6\.(?:[2-9]|[1-9][0-9]+)|(?:[7-9]|[1-9][0-9]+)\.[0-9]+)(?:\.[0-9]+)?(?:-rc[0-9]+)?",
+        _read_version,
+    ),
     "source": _text(
         "https://, salt:// or file:// and a path, an absolute path, or empty",
-        r"(?:(?:https|salt|file)://[^\s\x00-\x1f\x7f\"'\\]+|/[^\s\x00-\x1f\x7f\"'\\]+)?",
+        f"(?:{_SOURCE})?",
         _read_source,
     ),
     "place": _text(
         "https://, salt:// or file:// and a path, or an absolute path",
-        r"(?:(?:https|salt|file)://[^\s\x00-\x1f\x7f\"'\\]+|/[^\s\x00-\x1f\x7f\"'\\]+)",
+        _SOURCE,
         _read_source,
     ),
     "hash": _or_empty(
         _text(
-            "sha256= and 64 hex digits (sha384 and sha512 too)", r"(?:sha(?:256|384|512)[=:])?[0-9A-Fa-f]+", _read_hash
+            "sha256= and 64 hex digits (sha384 and sha512 too)", _HASH, _read_hash
         )
     ),
     "path": _path,
@@ -1738,29 +1881,33 @@ KINDS = {
     "redis user": _redis_user,
     "redis user or empty": _or_empty(_redis_user),
     "acl rule": _text(
-        "a rule like ~jobs:*, +@read or -keys, or a selector in brackets", r"[^\s\x00-\x1f\x7f\"'\\]+|\(.*\)", _read_acl_rule
+        "a rule like ~jobs:*, +@read or -keys, or a selector in brackets", _ACL_RULE, _read_acl_rule
     ),
     "calendar": _text(
-        "a time as systemd writes it, like daily or Mon..Fri 03:30", r"[A-Za-z0-9*:,./~+ -]{1,100}", _read_calendar
+        "a time as systemd writes it, like daily or Mon..Fri 03:30", _CALENDAR, _read_calendar
     ),
     "certificate or empty": _text(
         "text in PEM form, from -----BEGIN CERTIFICATE-----, or empty",
-        r"(?:[\s\S]*-----BEGIN (?:TRUSTED )?CERTIFICATE-----[\s\S]+)?",
+        _pem("(?:TRUSTED )?CERTIFICATE"),
         _read_pem,
     ),
     "private key or empty": _text(
         "text in PEM form, from -----BEGIN PRIVATE KEY-----, or empty",
-        r"(?:[\s\S]*-----BEGIN (?:[A-Z]+ )?PRIVATE KEY-----[\s\S]+)?",
+        _pem("(?:[A-Z]+ )?PRIVATE KEY"),
         _read_pem,
     ),
     "socket": Kind(
         lambda _: "true, false, or an absolute path without spaces or quotes",
-        lambda _: {"anyOf": [{"type": "boolean"}, {"type": "string", "pattern": f"^{_PATH}$"}]},
+        lambda _: {
+            "type": ["boolean", "string"],
+            "maxLength": 107,
+            **_pattern(_PATH, "true, false, or an absolute path without spaces or quotes"),
+        },
         _read_socket,
     ),
-    "save": _text("'SECONDS CHANGES', two whole numbers like '300 100'", r"[1-9]\d* [1-9]\d*"),
+    "save": _text("'SECONDS CHANGES', two whole numbers like '300 100'", "[1-9][0-9]* [1-9][0-9]*"),
     "window": _text(
-        "from when to when, like 03:00-05:00, in quotes", r"(?:[01]\d|2[0-3]):[0-5]\d-(?:[01]\d|2[0-3]):[0-5]\d", _read_window
+        "from when to when, like 03:00-05:00, in quotes", f"(?!(.{{5}})-\\1$){_TIME}-{_TIME}", _read_window
     ),
     "rule name": _text("a name of letters, digits, _, - and .", r"[A-Za-z0-9_.-]{1,64}"),
     "service name": _text(
@@ -1783,7 +1930,7 @@ KINDS = {
 
 class MapKind(NamedTuple):
     words: str
-    schema: dict
+    schema: Callable[[], dict]
     read: Callable[[dict, str, Problems], dict]
 
 
@@ -1822,7 +1969,9 @@ _OWN_DIRECTIVES = {
     "rename-command": "the formula asks Redis by its own names of commands",
 }
 # Redis splits a line into words as a shell would (src/sds.c, sdssplitargs); a quote ends where a word ends.
-_DIRECTIVE = re.compile(r"""\s*(?:(?:[^\s"']+|"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')(?:\s+|$))*""")
+_DIRECTIVE = r"\s*(?:(?:[^\s\x22']+|\x22(?:[^\x22\\]|\\.)*\x22|'(?:[^'\\]|\\.)*')(?:\s+|$))*"
+_DIRECTIVE = rf"(?![\s\S]*[\x00-\x1f\x7f]){_DIRECTIVE}"
+_DIRECTIVE_NAME, _VARIABLE = "[a-z][a-z0-9-]*", "[A-Za-z_][A-Za-z0-9_]*"
 
 
 def _read_directives(value: dict, path: str, problems: Problems) -> dict[str, list[str]]:
@@ -1830,7 +1979,7 @@ def _read_directives(value: dict, path: str, problems: Problems) -> dict[str, li
     result = {}
     for name, lines in value.items():
         place = f"{path}:{_name(name)}"
-        if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9-]*", name):
+        if not isinstance(name, str) or not re.fullmatch(_DIRECTIVE_NAME, name):
             problems.add(place, "no name of a directive; allowed: lower case, digits and -")
         elif name in _OWN_DIRECTIVES:
             problems.add(place, f"cannot be set here: {_OWN_DIRECTIVES[name]}")
@@ -1842,7 +1991,7 @@ def _read_directives(value: dict, path: str, problems: Problems) -> dict[str, li
                 )
                 continue
             result[name] = ["yes" if line is True else "no" if line is False else str(line) or '""' for line in lines]
-            if any(re.search(r"[\x00-\x1f\x7f]", line) or not _DIRECTIVE.fullmatch(line) for line in result[name]):
+            if not all(re.fullmatch(_DIRECTIVE, line) for line in result[name]):
                 problems.add(
                     place, "found control characters or a quote that does not end; allowed: one line of redis.conf"
                 )
@@ -1872,7 +2021,7 @@ def _read_variables(value: dict, path: str, problems: Problems) -> dict[str, str
     result = {}
     for name, content in value.items():
         place = f"{path}:{_name(name)}"
-        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        if not isinstance(name, str) or not re.fullmatch(_VARIABLE, name):
             problems.add(place, "no name of a variable; allowed: letters, digits and _, no digit first")
         elif name == "REDIS_URL":
             problems.add(place, "cannot be set here: set redis or redis_url of the service")
@@ -1916,31 +2065,56 @@ def _plain_key(key: Any, path: str, problems: Problems) -> bool:
     return False
 
 
-_PACK = r"(?:valkey-)?\d[0-9a-z.-]*-[0-9a-f]{10}-[a-z0-9]+-[a-z0-9_]+"
+_PACK = r"(?:valkey-)?[0-9][0-9a-z.-]*-[0-9a-f]{10}-[a-z0-9]+-[a-z0-9_]+"
+_DIRECTIVE_VALUE = {"type": ["string", "number", "boolean"], **_pattern(_DIRECTIVE, "one line of redis.conf")}
+
+
+def _names(pattern: str, words: str, *kept: str) -> dict:
+    return {**_pattern(pattern, words), **({"not": {"enum": sorted(kept)}} if kept else {})}
+
 
 MAPS = {
     "packs": MapKind(
         "a map of shared builds: name to digest",
-        {"propertyNames": {"pattern": f"^{_PACK}$"}, "additionalProperties": {"type": "string"}},
+        lambda: {
+            "propertyNames": _names(_PACK, "what redis_build.pack returns as its name"),
+            "additionalProperties": {"type": "string", **_pattern(_HASH, "sha256= and 64 hex digits")},
+        },
         _read_packs,
     ),
     "directives": MapKind(
         "a map of directives: name to value or list of values",
-        {
-            "propertyNames": {"pattern": "^[a-z][a-z0-9-]*$", "not": {"enum": sorted(_OWN_DIRECTIVES)}},
-            "additionalProperties": {"type": ["string", "number", "boolean", "array"]},
+        lambda: {
+            "propertyNames": _names(_DIRECTIVE_NAME, "directives without a setting of their own", *_OWN_DIRECTIVES),
+            "additionalProperties": {
+                **_DIRECTIVE_VALUE,
+                "type": [*_DIRECTIVE_VALUE["type"], "array"],
+                "items": _DIRECTIVE_VALUE,
+                "minItems": 1,
+            },
         },
         _read_directives,
     ),
     "variables": MapKind(
         "a map of variables: name to text, number, true or false",
-        {
-            "propertyNames": {"pattern": "^[A-Za-z_][A-Za-z0-9_]*$", "not": {"const": "REDIS_URL"}},
-            "additionalProperties": {"type": ["string", "number", "boolean"]},
+        lambda: {
+            "propertyNames": _names(_VARIABLE, "letters, digits and _; for REDIS_URL set redis or redis_url", "REDIS_URL"),
+            "additionalProperties": {
+                "type": ["string", "number", "boolean"],
+                "pattern": r"^[^\x00-\x08\x0a-\x1f\x7f]*$|^\s*-----BEGIN PGP MESSAGE-----",
+                "patternErrorMessage": "Allowed: text of one line.",
+            },
         },
         _read_variables,
     ),
-    "sidekiq.yml": MapKind("a map of plain data, without ERB", {}, _read_sidekiq_yml),
+    "sidekiq.yml": MapKind(
+        "a map of plain data, without ERB",
+        lambda: {
+            "propertyNames": {"not": {"pattern": "<%"}},
+            "additionalProperties": {"$ref": "#/$defs/plain_data"},
+        },
+        _read_sidekiq_yml,
+    ),
 }
 
 

@@ -1103,9 +1103,13 @@ def test_schema_has_every_setting(redis_sidekiq):
         node = contract["schema"]
         for name in entry["path"].split(":"):
             node = node["additionalProperties"] if name in ("PORT", "NAME") else node["properties"][name]
-        assert node
-        if not entry["section"]:
-            assert node["description"] == entry["why"]
+            node = contract["schema"]["$defs"][node["$ref"].rpartition("/")[2]] if "$ref" in node else node
+        if entry["section"]:
+            continue
+        assert node["description"].startswith(entry["why"]) and entry["allowed"] in node["description"]
+        assert entry["required"] or node["default"] == entry["default"]
+        assert node.get("examples") == (None if entry["example"] is None else [entry["example"]])
+        assert node.get("writeOnly", False) == entry["secret"]
 
 
 def test_contract_is_plain_data(redis_sidekiq):
