@@ -1384,6 +1384,11 @@ def _pattern(pattern: str, words: str) -> dict[str, str]:
 # Kinds of one value
 
 
+def _is_text(value: str) -> bool:
+    """Can it be written to a file? A `"\\ud800"` of YAML or JSON cannot."""
+    return value.isascii() or not re.search("[\ud800-\udfff]", value)
+
+
 def _text(words: str, pattern: str, read: Callable[[str], str] | None = None) -> Kind:
     """Text of a pattern; ``read`` looks closer: it returns the text as it is used, or raises Wrong."""
     compiled = re.compile(pattern)
@@ -1392,6 +1397,8 @@ def _text(words: str, pattern: str, read: Callable[[str], str] | None = None) ->
         if not isinstance(value, str):
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             raise Wrong("write it in quotes" if number else "")
+        if not _is_text(value):
+            raise Wrong("it holds half a character")
         if read:
             value = read(value)
         if not compiled.fullmatch(value):
@@ -1991,7 +1998,7 @@ def _read_directives(value: dict, path: str, problems: Problems) -> dict[str, li
                 )
                 continue
             result[name] = ["yes" if line is True else "no" if line is False else str(line) or '""' for line in lines]
-            if not all(re.fullmatch(_DIRECTIVE, line) for line in result[name]):
+            if not all(re.fullmatch(_DIRECTIVE, line) and _is_text(line) for line in result[name]):
                 problems.add(
                     place, "found control characters or a quote that does not end; allowed: one line of redis.conf"
                 )
@@ -2029,7 +2036,7 @@ def _read_variables(value: dict, path: str, problems: Problems) -> dict[str, str
             problems.add(place, f"found {_form(content)}; allowed: text, a number, true or false; '' for empty")
         else:
             result[name] = str(content).lower() if isinstance(content, bool) else str(content)
-            if re.search(r"[\x00-\x08\x0a-\x1f\x7f]", result[name]):
+            if re.search(r"[\x00-\x08\x0a-\x1f\x7f]", result[name]) or not _is_text(result[name]):
                 problems.add(place, f"found {HIDDEN}, with control characters; allowed: text of one line")
     return result
 
@@ -2050,6 +2057,8 @@ def _read_data(value: Any, path: str, problems: Problems) -> Any:
         return [_read_data(entry, path, problems) for entry in value]
     if isinstance(value, str) and "<%" in value:
         problems.add(path, "found <%, which Ruby would run as code; allowed: plain data")
+    elif isinstance(value, str) and not _is_text(value):
+        problems.add(path, "found half a character; allowed: plain data")
     elif not isinstance(value, (str, int, float, type(None))):
         problems.add(path, f"found {_form(value)}; allowed: text, numbers, true, false, null, lists and maps")
     return value
@@ -2058,7 +2067,7 @@ def _read_data(value: Any, path: str, problems: Problems) -> Any:
 def _plain_key(key: Any, path: str, problems: Problems) -> bool:
     if not isinstance(key, str):
         problems.add(path, f"found {_form(key)} as a key; allowed: text")
-    elif "<%" in key:
+    elif "<%" in key or not _is_text(key):
         problems.add(path, "found <%, which Ruby would run as code; allowed: plain data")
     else:
         return True

@@ -15,6 +15,8 @@ from test.wrong_pillars import CERTIFICATE
 
 ROOT = "redis_sidekiq"
 KEY = CERTIFICATE.replace("CERTIFICATE", "RSA PRIVATE KEY")
+# However it is changed in one place, one of the three words is still in it.
+SECRET = "hunter2-hunter2-hunter2"
 PGP = "-----BEGIN PGP MESSAGE-----\n\nhQEMA\n-----END PGP MESSAGE-----\n"
 DIGEST = "0123456789abcdef" * 4
 
@@ -150,15 +152,30 @@ def right_pillars(draw, module) -> dict:
 
 
 @st.composite
-def changed_pillars(draw, module) -> dict:
-    """A right pillar that is changed in one place; often it is wrong then."""
+def secret_pillars(draw, module) -> dict:
+    """A right pillar that has SECRET in every setting that is one."""
     pillar = draw(right_pillars(module))
+    for path, setting in leaves(module):
+        if setting.secret:
+            each = draw(st.booleans())
+            keys = [key if isinstance(key, str) else {"port": "6379", "redis user": "app"}.get(key.name, "sidekiq") for key in path]
+            text = {"url": f"redis://:{SECRET}@q/0", "private key or empty": KEY.replace("MIIB", SECRET.replace("-", ""))}
+            put(pillar, keys, {"variables": {"KEY": SECRET}, "list of secret": [SECRET + "2", SECRET + "3"]}.get(
+                setting.kind, text.get(setting.kind, SECRET)) if each or setting.default is module.REQUIRED else draw(value(setting))
+            )  # fmt: skip
+    return pillar
+
+
+@st.composite
+def changed_pillars(draw, module, pillars=None) -> dict:
+    """A right pillar that is changed in one place; often it is wrong then."""
+    pillar = draw(right_pillars(module) if pillars is None else pillars)
     place = draw(st.sampled_from(places(pillar)))
     at = pillar
     for key in place[:-1]:
         at = at[key]
     key, old = place[-1], at[place[-1]]
-    how = draw(st.sampled_from(["replace", "add", "near", "near", "near", "drop", "wrap"]))
+    how = draw(st.sampled_from(["replace", "add", "near", "near", "near", "drop", "wrap", "rename"]))
     if how == "add" and isinstance(old, dict):
         old[draw(st.sampled_from(UNKNOWN))] = draw(st.sampled_from(GARBAGE))
     elif how == "near" and isinstance(old, str):
@@ -167,6 +184,8 @@ def changed_pillars(draw, module) -> dict:
         at[key] = old + draw(st.sampled_from([-1, 1, 0.5, 100000]))
     elif how == "near" and isinstance(old, list) and old:
         at[key] = [*old, draw(st.sampled_from([*old, *GARBAGE]))]
+    elif how == "rename" and isinstance(at, dict) and len(place) > 1:
+        at[draw(near(key))] = at.pop(key)
     elif how == "drop" and len(place) > 1:
         del at[key]
     elif how == "wrap":
