@@ -13,6 +13,8 @@ from test.hosts.harness.host import Host
 
 FLOOR_ROOT = "/srv/floor"
 FLOOR = ["salt-call", "--local", f"--file-root={FLOOR_ROOT}", "--out=json", "state.apply", "floor"]
+RENDER_FLOOR = ["salt-call", "--local", f"--file-root={FLOOR_ROOT}", "--out=json", "state.show_sls", "floor"]
+RENDER = ["salt-call", "--local", "--out=json", "state.show_sls", "redis_sidekiq"]
 NOOP = ["salt-call", "--local", "--out=json", "state.apply", "redis_sidekiq"]
 
 
@@ -45,7 +47,7 @@ class Cost:
         for argv in self.noop_programs:
             if tuple(argv) in rest:
                 rest.remove(tuple(argv))
-            elif tuple(argv) != tuple(NOOP):
+            elif argv not in (NOOP, RENDER):
                 own.append(argv)
         return own
 
@@ -55,6 +57,34 @@ def seconds(host: Host, argv: list[str]) -> float:
     start = time.monotonic()
     host.run(argv)
     return time.monotonic() - start
+
+
+CPU = """
+import resource, subprocess, sys
+subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(used.ru_utime + used.ru_stime)
+"""
+
+
+def cpu_seconds(host: Host, argv: list[str]) -> float:
+    """Return the processor time of one command on ``host`` and of all that it starts; others' work is not in it."""
+    return float(host.run(["python3", "-c", CPU, *argv]).stdout)
+
+
+def measure_render(host: Host, runs: int) -> Cost:
+    """
+    Render a file with a single ``test.nop`` and the whole formula in turn, ``runs`` times each, and count programs once.
+
+    ``floor`` and ``noop`` of the result are seconds of processor time.
+    """
+    host.run(["mkdir", "-p", FLOOR_ROOT])
+    host.write(f"{FLOOR_ROOT}/floor.sls", "nothing:\n  test.nop: []\n")
+    cpu_seconds(host, RENDER_FLOOR), cpu_seconds(host, RENDER)
+    pairs = [(cpu_seconds(host, RENDER_FLOOR), cpu_seconds(host, RENDER)) for _ in range(runs)]
+    _, floor_programs = host.processes_spawned(RENDER_FLOOR)
+    _, programs = host.processes_spawned(RENDER)
+    return Cost([pair[0] for pair in pairs], [pair[1] for pair in pairs], floor_programs, programs)
 
 
 def measure(host: Host, runs: int) -> Cost:
