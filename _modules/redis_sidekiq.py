@@ -74,10 +74,14 @@ class Setting(NamedTuple):
 
 
 class Section(NamedTuple):
-    """A map whose keys are settings."""
+    """
+    A map whose keys are settings. ``instead``: what to do in place of keys that are none (any more): those of former
+    releases, and those that people know from redis.conf, Capistrano, other formulas and roles.
+    """
 
     why: str
     parts: dict[str, Any]
+    instead: dict[str, str] = {}
 
 
 class Entries(NamedTuple):
@@ -88,6 +92,7 @@ class Entries(NamedTuple):
     placeholder: str  # stands for a name in the reference page
     default: dict[str, dict]
     parts: dict[str, Any]
+    instead: dict[str, str] = {}
 
 
 ROLES = ("redis", "firewall", "sidekiq", "deploy")  # in the order in which they are set up
@@ -108,6 +113,164 @@ EVICTION = (
     "volatile-random",
     "volatile-ttl",
 )
+
+_DIRECTIVES = "set it in directives of the instance"
+_IN_THE_JOURNAL = "systemd's journal has the log"
+# Without the prefixes redis_ and sidekiq_ of Ansible's roles and of Capistrano, and with _ for -.
+INSTEAD = {
+    "redis": {
+        "port": "the name of an instance is its port: instances: {6379: {}}",
+        "requirepass": "set password of an instance",
+        "auth": "set password of an instance",
+        "acls": "set users of an instance",
+        "dir": "the data lie in /var/redis/PORT",
+        "dbdir": "the data lie in /var/redis/PORT",
+        "root_dir": "the data lie in /var/redis/PORT",
+        "data_dir": "the data lie in /var/redis/PORT",
+        "snapshots": "set save of an instance",
+        "socket": "set unixsocket of an instance",
+        "socket_path": "set unixsocket of an instance",
+        "bind_interface": "set bind of an instance",
+        "config": "set instances: PORT has settings of its own, and directives for all others",
+        "settings": "set instances: PORT has settings of its own, and directives for all others",
+        "extra_config": "set directives of an instance",
+        "config_additional": "set directives of an instance",
+        "includes": "set directives of an instance",
+        "disabled_commands": "give users of an instance rules: what they do not name is not allowed",
+        "rename_commands": "give users of an instance rules: what they do not name is not allowed",
+        "slaveof": "set replicaof in directives of an instance",
+        "replicaof": "set it in directives of an instance",
+        "sentinel": "this formula sets up no Sentinel",
+        "cluster": "this formula sets up no cluster",
+        "system": "set kernel",
+        "sysctl": "set kernel",
+        "overcommit_memory": "set kernel:overcommit_memory",
+        "transparent_huge_pages": "set kernel:transparent_hugepage",
+        "variant": "set flavor",
+        "install_from": "Redis comes from its source; set version, or source and source_hash",
+        "package": "Redis comes from its source; set version, or source and source_hash",
+        "package_name": "Redis comes from its source; set version, or source and source_hash",
+        "pkg": "Redis comes from its source; set version, or source and source_hash",
+        "lookup": "names that differ between systems are known; set what you mean itself",
+        "tofs": "this formula has no templates to replace; set directives of an instance",
+        "download_url": "set source",
+        "tarball": "set source",
+        "checksum": "set source_hash",
+        "verify_checksum": "every tarball is verified; set source_hash",
+        "install_dir": "set prefix",
+        "service": "set service_manager",
+        "service_name": "the unit's name is redis_PORT.service",
+        "nofile_limit": "it follows from maxclients in directives of an instance",
+    },
+    "instance": {
+        "port": "the name of the instance is its port",
+        "requirepass": "set password",
+        "passwords": "set password, and old_passwords while clients move to it",
+        "acls": "set users",
+        "dir": "the data lie in /var/redis/PORT",
+        "snapshots": "set save",
+        "socket": "set unixsocket",
+        "unixsocketperm": "set unixsocket_perm",
+        "socket_perm": "set unixsocket_perm",
+        "aof": "set appendonly",
+        "eviction": "set maxmemory_policy",
+        "loglevel": _DIRECTIVES,
+        "logfile": _IN_THE_JOURNAL,
+        "pidfile": "systemd knows the process",
+        "timeout": _DIRECTIVES,
+        "maxclients": _DIRECTIVES,
+        "tcp_keepalive": _DIRECTIVES,
+        "tcp_backlog": _DIRECTIVES,
+        "hz": _DIRECTIVES,
+        "io_threads": _DIRECTIVES,
+        "replicaof": _DIRECTIVES,
+        "slaveof": "set replicaof in directives of the instance",
+        "config": "set directives",
+        "extra_config": "set directives",
+        "tls_port": "set tls:port",
+        "tls_cert_file": "set tls:cert or tls:cert_pem",
+        "tls_key_file": "set tls:key or tls:key_pem",
+        "tls_ca_cert_file": "set tls:ca or tls:ca_pem",
+        "firewall": "set allow_from",
+    },
+    "user": {
+        "password": "set passwords, a list",
+        "commands": "set rules",
+        "acl": "set rules",
+        "keys": "set rules, like ~jobs:*",
+        "channels": "set rules, like &news",
+        "enabled": "a user who is named is on; take the whole entry out",
+    },
+    "firewall": {
+        "services": "set rules",
+        "applications": "set a rule with app",
+        "interfaces": "set a rule with interface",
+        "open": "set rules",
+        "default_incoming": "set incoming",
+        "default_outgoing": "set outgoing",
+        "loglevel": "set logging",
+    },
+    "rule": {
+        "source": "set from",
+        "src": "set from",
+        "from_addr": "set from",
+        "from_ip": "set from",
+        "destination": "set to",
+        "to_addr": "set to",
+        "to_ip": "set to",
+        "protocol": "set proto",
+        "dport": "set port",
+        "to_port": "set port",
+        "from_port": "rules are about the port that is asked for alone; set port",
+        "policy": "set action",
+        "allow": "set action: allow",
+        "deny": "set action: deny",
+    },
+    "deploy": {
+        "name": "set user",
+        "sudo": "set verbs: that is all that he may do by sudo",
+        "commands": "set verbs: that is all that he may do by sudo",
+        "services": "he may act on those of redis_sidekiq:sidekiq:services",
+        "nopasswd": "he is never asked for a password",
+        "password": "he has none; give him keys for ssh by what makes your users",
+        "ssh_keys": "give him keys for ssh by what makes your users",
+    },
+    "sidekiq": {
+        "version": "with install: gemfile it is that of the app's Gemfile.lock",
+        "app_dir": "set app_dir of a service",
+        "workers": "set concurrency (threads) or processes of a service",
+        "redis": "set redis or redis_url of a service",
+    },
+    "service": {
+        "deploy_to": "set app_dir, the folder that has current and releases",
+        "app_path": "set app_dir, the folder that has current and releases",
+        "path": "set app_dir, the folder that has current and releases",
+        "working_directory": "set app_dir; the process starts in its link current",
+        "env_vars": "set env",
+        "environment_variables": "set env",
+        "rails_env": "set environment",
+        "rack_env": "set environment",
+        "threads": "set concurrency",
+        "max_threads": "set concurrency",
+        "workers": "set concurrency (threads) or processes",
+        "count": "set processes",
+        "instances": "set processes",
+        "queue": "set queues, a list",
+        "options": "set arguments, a list",
+        "opts": "set arguments, a list",
+        "run_as": "set user",
+        "bundle": "set command, a list",
+        "exec_start": "set command, a list",
+        "pidfile": "systemd knows the process",
+        "pid": "systemd knows the process",
+        "log": _IN_THE_JOURNAL,
+        "logfile": _IN_THE_JOURNAL,
+        "url": "set redis_url",
+        "redis_password": "set redis_user, or a password in redis_url",
+        "redis_host": "set redis_url",
+        "redis_port": "set redis, the port of an instance here, or redis_url",
+    },
+}
 
 BUILD = Section(
     "How Redis is compiled. A change builds anew beside the old build, and the running server follows.",
@@ -301,6 +464,7 @@ USERS = Entries(
             example=["~cache:*", "+@read", "+@connection"],
         ),
     },
+    INSTEAD["user"],
 )
 
 BACKUP = Section(
@@ -503,6 +667,7 @@ INSTANCES = Entries(
             },
         ),
     },
+    INSTEAD["instance"],
 )
 
 REDIS = Section(
@@ -582,6 +747,7 @@ REDIS = Section(
         "backup": BACKUP,
         "instances": INSTANCES,
     },
+    INSTEAD["redis"],
 )
 
 RULES_OF_FIREWALL = Entries(
@@ -650,6 +816,7 @@ RULES_OF_FIREWALL = Entries(
             example="the office",
         ),
     },
+    INSTEAD["rule"],
 )
 
 # As ufw_guard has them.
@@ -716,6 +883,7 @@ FIREWALL = Section(
             high=3600,
         ),
     },
+    INSTEAD["firewall"],
 )
 
 DEPLOY = Section(
@@ -759,6 +927,7 @@ DEPLOY = Section(
             example=["shop"],
         ),
     },
+    INSTEAD["deploy"],
 )
 
 SERVICES = Entries(
@@ -913,6 +1082,7 @@ SERVICES = Entries(
             unit="s",
         ),
     },
+    INSTEAD["service"],
 )
 
 SIDEKIQ = Section(
@@ -934,6 +1104,7 @@ SIDEKIQ = Section(
         ),
         "services": SERVICES,
     },
+    INSTEAD["sidekiq"],
 )
 
 CONTRACT = Section(
@@ -1035,7 +1206,8 @@ def contract() -> dict[str, Any]:
     """
     The contract as plain data: what ``docs/reference/pillar.md`` is made from, and a JSON Schema for editors.
 
-    Returns a dictionary: ``settings`` (list in the contract's order: ``path``, ``section`` (bool), ``kind``,
+    Returns a dictionary: ``settings`` (list in the contract's order: ``path``, ``section`` (bool), of a section also
+    ``instead`` (key that is none -> what to do instead), ``kind``,
     ``allowed``, ``default``, ``required``, ``unit``, ``null``, ``secret``, ``example``, ``why``), ``rules`` (sentences)
     and ``schema`` (JSON Schema, draft 2020-12).
 
@@ -1130,17 +1302,17 @@ def _examine(said: Any) -> tuple[dict[str, Any], Problems]:
 
 def _read(node: Section | Entries | Setting, value: Any, path: str, problems: Problems) -> Any:
     if isinstance(node, Section):
-        return _read_section(node.parts, value, path, problems)
+        return _read_section(node, value, path, problems)
     if isinstance(node, Entries):
         return _read_entries(node, value, path, problems)
     return _read_setting(node, value, path, problems)
 
 
-def _read_section(parts: dict[str, Any], value: Any, path: str, problems: Problems) -> dict[str, Any]:
-    value = _map(value, path, problems)
+def _read_section(node: Section | Entries, value: Any, path: str, problems: Problems) -> dict[str, Any]:
+    value, parts = _map(value, path, problems), node.parts
     for key in value:
         if key not in parts:
-            problems.add(f"{path}:{_name(key)}", "unknown key; " + _suggestion(key, parts))
+            problems.add(f"{path}:{_name(key)}", "unknown key; " + _suggestion(key, node))
     return {
         name: _read(
             part, value.get(name, part.default if isinstance(part, Setting) else None), f"{path}:{name}", problems
@@ -1169,7 +1341,7 @@ def _read_entries(entries: Entries, value: Any, path: str, problems: Problems) -
         entry = wished.get(name, {})
         if entry is not None:
             entry = {**entries.default.get(name, {}), **_map(entry, f"{path}:{name}", problems)}
-            result[name] = _read_section(entries.parts, entry, f"{path}:{name}", problems)
+            result[name] = _read_section(entries, entry, f"{path}:{name}", problems)
     return result
 
 
@@ -1262,14 +1434,19 @@ def _name(key: Any) -> str:
     return match[0] + ("..." if match[0] != str(key) else "")
 
 
-def _suggestion(key: Any, known: dict) -> str:
-    """The nearest of the known keys; or where else in the contract this very key is known."""
+def _suggestion(key: Any, node: Section | Entries) -> str:
+    """What to use instead; or the nearest of the known keys; or where else in the contract this very key is known."""
     import difflib  # only when something is wrong
 
-    near = difflib.get_close_matches(str(key).lower().replace("-", "_"), list(known), 1)
+    known, word = node.parts, str(key).lower().replace("-", "_")
+    plain = re.sub("^(?:redis|sidekiq)_", "", word)
+    if word in node.instead or plain in node.instead:
+        return node.instead.get(word) or node.instead[plain]
+    near = difflib.get_close_matches(plain if plain in known else word, list(known), 1)
     if near:
         return f"did you mean {near[0]!r}?"
-    elsewhere = [entry["path"] for entry in _described(CONTRACT, ROOT) if entry["path"].rpartition(":")[2] == key]
+    described = [entry["path"] for entry in _described(CONTRACT, ROOT)]
+    elsewhere = [path for path in described if path.rpartition(":")[2] in (key, plain)]
     if elsewhere:
         return f"did you mean {' or '.join(elsewhere)}?"
     return "known here: " + ", ".join(sorted(known))
@@ -1284,10 +1461,11 @@ def _described(node: Section | Entries, path: str) -> Iterator[dict[str, Any]]:
             more = {key: getattr(part, key) for key in ("kind", "unit", "null", "secret", "example", "why")}
             yield {"path": place, "section": False, "required": required, "allowed": _words(part), **default, **more}
         else:
-            yield {"path": place, "section": True, "why": part.why}
+            instead = {"instead": part.instead} if part.instead else {}
+            yield {"path": place, "section": True, "why": part.why, **({} if isinstance(part, Entries) else instead)}
             inside = f"{place}:{part.placeholder}" if isinstance(part, Entries) else place
             if isinstance(part, Entries):
-                yield {"path": inside, "section": True, "why": "", "default": part.default}
+                yield {"path": inside, "section": True, "why": "", "default": part.default, **instead}
             yield from _described(part, inside)
 
 

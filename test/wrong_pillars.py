@@ -65,6 +65,36 @@ MISSPELT = [
     ("nothing to take away", rules(htpp=None), [f"{RULES}:htpp: found null", "ssh, http, https"]),
 ]
 
+# What others call it: redis.conf, other formulas and roles, Capistrano.
+ELSEWHERE = [
+    ("the port as a setting", redis(port=6380), [f"{REDIS}:port: unknown key", "instances: {6379: {}}"]),
+    ("requirepass of no instance", redis(requirepass="x"), [f"{REDIS}:requirepass: unknown key", "set password of an"]),
+    ("requirepass", instance(requirepass="x"), [f"{INSTANCE}:requirepass: unknown key; set password"]),
+    ("maxmemory-policy", instance(**{"maxmemory-policy": "noeviction"}), [f"{INSTANCE}:maxmemory-policy", "'maxmemory_policy'"]),
+    ("a directive as a setting", instance(tcp_keepalive=60), [f"{INSTANCE}:tcp_keepalive: unknown", "set it in directives"]),
+    ("a port in an instance", instance(port=6380), [f"{INSTANCE}:port: unknown key; the name of the instance is its port"]),
+    ("snapshots", redis(snapshots=["900 1"]), [f"{REDIS}:snapshots: unknown key; set save of an instance"]),
+    ("root_dir", redis(root_dir="/srv/redis"), [f"{REDIS}:root_dir: unknown key; the data lie in /var/redis/PORT"]),
+    ("a lookup", redis(lookup={"pkg_name": "redis-server"}), [f"{REDIS}:lookup: unknown key", "set what you mean itself"]),
+    ("a variant", redis(variant="valkey"), [f"{REDIS}:variant: unknown key; set flavor"]),
+    ("a system", redis(system={"overcommit_memory": True}), [f"{REDIS}:system: unknown key; set kernel"]),
+    ("a package", redis(install_from="package"), [f"{REDIS}:install_from: unknown key; Redis comes from its source"]),
+    ("a name of Ansible's", redis(redis_version="8.0.6"), [f"{REDIS}:redis_version: unknown key", "'version'"]),
+    ("an address of Ansible's", redis(redis_bind_interface="::1"), [f"{REDIS}:redis_bind_interface: unknown", "set bind of an"]),
+    ("a size of Ansible's", redis(redis_maxmemory="1gb"), [f"{REDIS}:redis_maxmemory: unknown", "instances:PORT:maxmemory"]),
+    ("a Sentinel", redis(sentinel={}), [f"{REDIS}:sentinel: unknown key; this formula sets up no Sentinel"]),
+    ("a user's one password", user(password="x"), [f"{USER}:password: unknown key; set passwords, a list"]),
+    ("a source of a rule", rules(web={"port": 81, "source": "10.0.0.1"}), [f"{RULES}:web:source: unknown key; set from"]),
+    ("services of the firewall", {"redis_sidekiq": {"firewall": {"services": {}}}}, ["redis_sidekiq:firewall:services: unknown key; set rules"]),
+    ("commands by sudo", deploy(commands=["ALL"]), [f"{DEPLOY}:commands: unknown key; set verbs"]),
+    ("Capistrano's environment", service(rails_env="staging"), [f"{SERVICE}:rails_env: unknown key; set environment"]),
+    ("Capistrano's folder", service(deploy_to="/srv/app"), [f"{SERVICE}:deploy_to: unknown key; set app_dir"]),
+    ("Capistrano's concurrency", service(sidekiq_concurrency=5), [f"{SERVICE}:sidekiq_concurrency: unknown key", "'concurrency'"]),
+    ("a pid file", service(pidfile="/run/x.pid"), [f"{SERVICE}:pidfile: unknown key; systemd knows the process"]),
+    ("threads", service(threads=5), [f"{SERVICE}:threads: unknown key; set concurrency"]),
+    ("a version of Sidekiq", {"redis_sidekiq": {"sidekiq": {"version": "7"}}}, ["redis_sidekiq:sidekiq:version: unknown", "Gemfile.lock"]),
+]  # fmt: skip
+
 FORMS = [
     ("everything is text", {"redis_sidekiq": "on"}, ["redis_sidekiq: found text", "a map"]),
     ("a section is a list", {"redis_sidekiq": {"redis": ["8.0.6"]}}, [f"{REDIS}: found a list", "a map"]),
@@ -828,6 +858,7 @@ KERNEL = [
 
 WRONG_PILLARS = [
     *MISSPELT,
+    *ELSEWHERE,
     *FORMS,
     *ROLES,
     *BUILDS,

@@ -51,20 +51,23 @@ def page(data: dict) -> str:
     """The reference page: a heading and a table for each section, the rules across settings at the end."""
     parts = [INTRODUCTION]
     top = "redis_sidekiq"
-    rows, headings = {top: []}, {top: ("Everything lies below this key.", None)}
+    rows, headings = {top: []}, {top: ("Everything lies below this key.", None, {})}
     for entry in data["settings"]:
         if entry["section"]:
-            headings[entry["path"]] = (entry["why"], entry.get("default"))
+            headings[entry["path"]] = (entry["why"], entry.get("default"), entry.get("instead", {}))
             rows.setdefault(entry["path"], [])
         else:
             rows[entry["path"].rpartition(":")[0]].append(row(entry))
-    for path, (why, default) in headings.items():
+    for path, (why, default, instead) in headings.items():
         if why:
             parts.append(f"## `{path}`\n\n{why}\n")
         if default is not None:
             parts.append(f"By default: {code(default)}. Each entry, at `{path}`:\n")
         if rows[path]:
             parts.append("\n".join([*TABLE, *rows[path], ""]))
+        if instead:
+            known = "; ".join(f"`{key}`: {words}" for key, words in instead.items())
+            parts.append(f"No keys here, though elsewhere they may be: {known}.\n")
     rules = "\n".join(f"- {rule}" for rule in data["rules"])
     parts.append(f"## Rules across settings\n\n{rules}\n")
     return "\n".join(parts)

@@ -103,6 +103,24 @@ def test_the_cases_differ():
     assert [case[1] for case in WRONG_PILLARS] == json.loads(json.dumps([case[1] for case in WRONG_PILLARS]))
 
 
+def test_what_to_use_instead_is_no_key_and_names_one(redis_sidekiq):
+    """Of each key that is none: it is not shadowed by a setting, and the setting that its sentence begins with is there."""
+    sections = {entry["path"]: entry for entry in redis_sidekiq.contract()["settings"]}
+    for path, entry in sections.items():
+        for key, sentence in entry.get("instead", {}).items():
+            assert f"{path}:{key}" not in sections
+            meant = re.match(r"(?:set|give) (?:a rule with )?([a-z_:]+)", sentence)
+            name = meant[1].rstrip(":") if meant else "it"
+            if name not in ("it", "what", "him", "replicaof"):
+                assert any(known.endswith(f":{name}") for known in sections), (path, key, sentence)
+
+
+def test_a_key_of_a_former_release(redis_sidekiq, check):
+    """A release that renames one says so in the contract."""
+    redis_sidekiq.INSTEAD["deploy"]["account"] = "was renamed to user in 0.3.0"
+    assert check(deploy(account="x")) == ["redis_sidekiq:deploy:account: unknown key; was renamed to user in 0.3.0"]
+
+
 def test_settings_raise_what_check_returns(settle, check):
     pillar = redis(verison="8.0.6", build={"jobs": "2"})
     with pytest.raises(SaltInvocationError) as raised:
