@@ -1178,12 +1178,63 @@ def settings(reveal: bool = False, **kwargs: Any) -> dict[str, Any]:
     return _derive(wish, reveal)
 
 
-def check(pillar: dict | None = None) -> list[str]:
+def check() -> dict[str, Any]:
     """
-    What is wrong with a pillar, without touching or stopping anything.
+    A preflight that changes nothing: is the pillar right, does the host suit it, what is there already, and what would
+    the next run do?
+
+    Returns ``ok`` (bool: there is no problem), ``problems`` (what stops a run, or keeps from working what it starts),
+    ``warnings``, ``takes_over`` (what others made that the formula has to do with), ``next_run`` (what ``state.apply``
+    would change, in its order), all lists of sentences that begin with the key or the thing that they are about, and
+    ``facts``, see :func:`redis_sidekiq_preflight.report`. No secret is in it. Where something is wrong with the pillar,
+    only what needs no settings is looked at. The exit status of ``salt-call`` is 1 if there is a problem.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' redis_sidekiq.check
+        salt-call redis_sidekiq.check --out=json
+    """
+    report = _fresh_modules()["redis_sidekiq_preflight.report"]()
+    __context__["retcode"] = 0 if report["ok"] else 1
+    return report
+
+
+def drift(all: bool = False, table: bool = False) -> list[dict[str, Any]] | str:
+    """
+    What runs against what is wished: Redis, its settings and users, the kernel, Sidekiq, the firewall, sudo, files.
+
+    all
+        Rows that do not differ too (bool, default False).
+    table
+        A table of text for a terminal in place of data (bool, default False).
+
+    Returns a list of rows, see :func:`redis_sidekiq_drift.rows`; an empty one if all is as wished. Nothing is changed, and
+    no secret is shown.
+
+    Raises SaltInvocationError with every mistake of the pillar, a line each.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' redis_sidekiq.drift table=True
+        salt '*' redis_sidekiq.drift all=True --out=json
+    """
+    modules = _fresh_modules()
+    rows = modules["redis_sidekiq_drift.rows"](all)
+    # What ran inside may have had its own opinion.
+    __context__["retcode"] = 0
+    return modules["redis_sidekiq_drift.table"](rows) if table else rows
+
+
+def mistakes(pillar: dict | None = None) -> list[str]:
+    """
+    What is wrong with a pillar, by the contract alone.
 
     pillar
-        A pillar to check on this minion, with the key ``redis_sidekiq``; default: the minion's own.
+        A pillar to look at on this minion, with the key ``redis_sidekiq``; default: the minion's own.
 
     Returns a list of sentences, each beginning with the path of the key; an empty one if all is well.
 
@@ -1191,8 +1242,8 @@ def check(pillar: dict | None = None) -> list[str]:
 
     .. code-block:: bash
 
-        salt '*' redis_sidekiq.check
-        salt '*' redis_sidekiq.check pillar='{"redis_sidekiq": {"redis": {"verison": "8.0.6"}}}'
+        salt '*' redis_sidekiq.mistakes
+        salt '*' redis_sidekiq.mistakes pillar='{"redis_sidekiq": {"redis": {"verison": "8.0.6"}}}'
     """
     if pillar is not None and not isinstance(pillar, dict):
         return [f"{ROOT}: found {_form(pillar)}; allowed: a map with the key {ROOT}"]
@@ -2916,6 +2967,20 @@ def _sibling(name: str) -> Callable:
         return salt.loader.minion_mods(__opts__)[name]
 
 
+def _fresh_modules() -> Any:
+    """
+    Modules that see the pillar as a run would: as it is on the master now. A minion that stays in memory keeps the one of
+    its start or of the last `saltutil.refresh_pillar`; salt-call, by which salt-ssh works too, has a fresh one.
+    """
+    if __opts__.get("__cli") == "salt-call":
+        return __salt__
+    import salt.pillar  # late: every run renders by this module, and needs none
+
+    where = (__opts__["id"], __opts__["saltenv"])
+    source = salt.pillar.get_pillar(__opts__, dict(__grains__), *where, pillarenv=__opts__["pillarenv"])
+    return salt.loader.minion_mods({**__opts__, "pillar": source.compile_pillar()})
+
+
 def _is_loopback(address: str) -> bool:
     address = address.lstrip("-")
     return address not in ("*", "::*") and ipaddress.ip_address(address).is_loopback
@@ -3117,7 +3182,7 @@ def _backup_of(wish, name) -> dict[str, Any]:
 def _instance(name, entry, redis, manager, reveal) -> dict[str, Any]:
     """
     ``name``, ``port`` (0: no plain one), ``unit``, ``config``, ``dir``, ``bind``, ``allow_from``, ``has_password``,
-    ``open_files`` (the most that it may have open), ``start_timeout`` and ``stop_timeout`` (s, see
+    ``maxmemory`` (bytes, 0: no limit), ``open_files`` (the most that it may have open), ``start_timeout`` and ``stop_timeout`` (s, see
     :func:`_redis_timeouts`), ``socket`` (a path, or empty), ``socket_group`` (of the socket, or empty), ``socket_folder``
     (one that is not the formula's, or empty), ``tls`` (see :func:`_instance_tls`, or {}), ``directives`` and ``users``, a
     list of ``{name, rules}`` (see :func:`_redis_users`).
@@ -3132,6 +3197,7 @@ def _instance(name, entry, redis, manager, reveal) -> dict[str, Any]:
         "bind": entry["bind"],
         "allow_from": entry["allow_from"],
         "has_password": bool(entry["password"]),
+        "maxmemory": _bytes(entry["maxmemory"] or ""),
         # Redis wants 32 files beside its clients (src/server.h, CONFIG_MIN_RESERVED_FDS).
         "open_files": max(_OPEN_FILES, _number(entry, "maxclients", 10000) + 1024),
         **_redis_timeouts(),

@@ -67,7 +67,8 @@ def status(service: str, heartbeat: bool = True) -> dict[str, Any]:
     heartbeat
         Ask Redis too (bool, default True).
 
-    Returns ``service``, ``current``, ``release`` (where it points), ``deployed`` (bool), ``surplus`` (units of this
+    Returns ``service``, ``current``, ``release`` (where it points), ``version`` (Sidekiq's in that release's
+    Gemfile.lock, or empty), ``deployed`` (bool), ``surplus`` (units of this
     service that the settings no longer have), ``leftover`` (units of a restart that was cut off), and ``processes``, a
     list with for each unit what :mod:`sidekiq_units` says of it (``facts``, and below ``process`` what it says of the
     process) and ``stale``: why it has to be restarted, a list of sentences. With ``heartbeat`` each also has
@@ -88,6 +89,7 @@ def status(service: str, heartbeat: bool = True) -> dict[str, Any]:
         "service": wish["name"],
         "current": wish["current"],
         "release": os.path.realpath(wish["current"]),
+        "version": _locked_version(wish["current"]),
         "deployed": os.path.exists(wish["current"]),
         "surplus": _surplus(wish),
         "leftover": _leftovers(wish),

@@ -9,10 +9,13 @@ is read here, in this process, and is part of no argument, no return and no erro
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import itertools
 import json
+import socket
 import time
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
 
 from salt.exceptions import CommandExecutionError, SaltInvocationError
 
@@ -157,6 +160,41 @@ def stats(service: str) -> dict[str, int]:
     }
 
 
+def server(service: str) -> dict[str, Any]:
+    """
+    Whether a service's Redis answers with the service's own login, which release it is, and what its clock says.
+
+    service
+        Name of the service in the settings, without ``.service``.
+
+    Returns ``flavor`` (``redis``, ``valkey``), ``version`` and ``offset`` (s that Redis' clock is ahead of this host's;
+    None: its user may not ask). Without the package ``redis`` in Salt's Python, as before the first run, a connection
+    is made and no more, and all of them are empty.
+
+    Raises CommandExecutionError when Redis cannot be reached, or does not take the login.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' sidekiq_redis.server sidekiq
+    """
+    if importlib.util.find_spec("redis") is None:
+        _reach(service)
+        return {"flavor": "", "version": "", "offset": None}
+    with _asking(service) as client:
+        client.ping()
+        info = _permitted(client.info, "server")
+        begun = time.time()
+        seconds, microseconds = _permitted(client.time) or (None, 0)
+        between = (begun + time.time()) / 2
+    return {
+        "flavor": "valkey" if "valkey_version" in info else "redis" if info else "",
+        "version": info.get("valkey_version") or info.get("redis_version", ""),
+        "offset": None if seconds is None else round(seconds + microseconds / 1e6 - between, 3),
+    }
+
+
 def refusal(service: str) -> str:
     """
     Why a service's Redis would not take a job back now: it is asked to keep one small key for a second.
@@ -280,6 +318,32 @@ def _client(service: str) -> Any:
         retry=Retry(NoBackoff(), 0),
         **extra,
     )
+
+
+def _permitted(ask: Any, *words: str) -> Any:
+    """An answer, or nothing where an ACL forbids the question."""
+    import redis
+
+    try:
+        return ask(*words)
+    except redis.exceptions.NoPermissionError:
+        return {}
+
+
+def _reach(service: str) -> None:
+    url = urlsplit(_environment(service).get("REDIS_URL", ""))
+    try:
+        if url.scheme == "unix":
+            with socket.socket(socket.AF_UNIX) as line:
+                line.settimeout(_TIMEOUT)
+                line.connect(unquote(url.path))
+        else:
+            socket.create_connection((url.hostname, url.port or 6379), _TIMEOUT).close()
+    except OSError as err:
+        place = url.path if url.scheme == "unix" else f"{url.hostname}:{url.port or 6379}"
+        raise CommandExecutionError(
+            f"The Redis of {service} cannot be reached: is it up? {err.strerror or err} at {place}"
+        ) from err
 
 
 def _environment(service: str) -> dict[str, Any]:

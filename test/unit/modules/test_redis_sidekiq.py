@@ -33,7 +33,7 @@ def settle(redis_sidekiq):
 
 @pytest.fixture
 def check(redis_sidekiq):
-    return redis_sidekiq.check
+    return redis_sidekiq.mistakes
 
 
 def first_instance(settings):
@@ -417,6 +417,7 @@ def test_defaults(settle):
                     "bind": ["127.0.0.1", "-::1"],
                     "allow_from": [],
                     "has_password": False,
+                    "maxmemory": 0,
                     "open_files": 524288,
                     "socket": "",
                     "socket_group": "",

@@ -1,0 +1,293 @@
+"""
+What others made on this host that the formula has to do with: by hand, by package, by another formula.
+
+Its own files are known by the line at their head. Nothing is changed, and of a file of a person's nothing is shown but
+its name; what sudo allows is asked from sudo.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import pwd
+import re
+from typing import TYPE_CHECKING, Any
+
+from salt.exceptions import CommandExecutionError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    __salt__: dict[str, Any] = {}
+
+_MARK = "Managed by Salt (formula redis_sidekiq)"
+_SERVERS = ("redis-server", "valkey-server")
+_LISTENS = "0A"  # proc(5)
+_OTHERS = "a file of others"  # redis_build's words
+_DATA = (".rdb", ".aof", ".manifest")
+
+
+def found() -> list[str]:
+    """
+    What the next run meets on this host that is not this formula's.
+
+    Returns sentences, each of which begins with a path or a name.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' redis_sidekiq_takeover.found
+    """
+    settings = __salt__["redis_sidekiq.settings"]()
+    said: list[str] = []
+    for role in settings["roles"]:
+        said += {"redis": _redis, "firewall": _firewall, "sidekiq": _sidekiq, "deploy": _sudo}[role](settings)
+    return list(dict.fromkeys(said))
+
+
+def holders() -> list[dict[str, Any]]:
+    """
+    The processes of others that listen at ports of the settings' instances of Redis.
+
+    Returns a list of ``{instance, port, pid, unit, dir, redis, who}``: ``unit`` is that of systemd that it belongs to
+    (or empty), ``dir`` the folder that it works in, ``redis`` (bool) whether it is a server of Redis or Valkey, ``who``
+    the process in words.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' redis_sidekiq_takeover.holders
+    """
+    redis = __salt__["redis_sidekiq.settings"]()["redis"]
+    ports = {
+        port: instance["name"]
+        for instance in redis["instances"]
+        for port in (instance["port"], instance["tls"].get("port"))
+        if port
+    }
+    taken = {port: inodes for port, inodes in _listening().items() if port in ports}
+    if not taken:
+        return []
+    owners = _owners({inode for inodes in taken.values() for inode in inodes})
+    held = {(port, pid) for port, inodes in taken.items() for inode in inodes for pid in owners.get(inode, [0])}
+    holding = [(ports[port], port, pid) for port, pid in sorted(held)]
+    ours = _own_pids(redis, {instance for instance, _, _ in holding})
+    return [_holder(*each) for each in holding if each[2] not in ours]
+
+
+# --- below: how it is found ------------------------------------------------------------------------------------------
+
+# Redis
+
+
+def _redis(settings: dict[str, Any]) -> list[str]:
+    redis = settings["redis"]
+    links = __salt__["redis_build.links"](redis["bin_dir"], redis["prefix"], redis["flavor"])
+    foreign = [path for path, change in sorted(links.items()) if change["old"] == _OTHERS]
+    said = [f"{', '.join(foreign)}: made by others, in the place of links to {redis['prefix']}"] if foreign else []
+    for holder in holders():
+        if holder["redis"]:
+            files = _data(holder["dir"])
+            data = f"with its data in {holder['dir']}" + (f" ({', '.join(files)})" if files else "")
+            said.append(
+                f"redis_{holder['instance']}: a Redis of others has port {holder['port']}: {holder['who']}, {data}"
+            )
+    for instance in redis["instances"]:
+        said += _instance(instance)
+    return said + [_upstart(path) for path in sorted(glob.glob("/etc/init/redis*.conf"))]
+
+
+def _upstart(path: str) -> str:
+    return f"{path}: a job of Upstart, which starts nothing here any more: take it away"
+
+
+def _instance(instance: dict[str, Any]) -> list[str]:
+    unit, said = instance["unit"], []
+    for path in (f"/etc/systemd/system/{unit}.service", f"/etc/init.d/{unit}", instance["config"]):
+        if os.path.lexists(path) and not _is_ours(path):
+            said.append(f"{path}: made by others, in the place of a file of {unit}")
+    for path in _other_scripts(instance):
+        said.append(f"{path}: made by others; an init script that starts a Redis on port {instance['name']}, it seems")
+    if not _is_ours(instance["config"]) and (files := _data(instance["dir"])):
+        said.append(f"{instance['dir']}: data that {unit} reads at its start: {', '.join(files)}")
+    return said
+
+
+def _other_scripts(instance: dict[str, Any]) -> list[str]:
+    """Init scripts with another name than ours that say the port, or are Debian's own."""
+    number = re.compile(rf"\b{re.escape(instance['name'])}\b")
+    paths = [path for path in sorted(glob.glob("/etc/init.d/redis*")) if os.path.basename(path) != instance["unit"]]
+    return [path for path in paths if number.search(_read(path)) and not _is_ours(path)]
+
+
+def _data(folder: str) -> list[str]:
+    """The files with data in a folder and the one below it, with their sizes."""
+    paths = sorted(path for pattern in ("*", "*/*") for path in glob.glob(os.path.join(glob.escape(folder), pattern)))
+    files = [path for path in paths if path.endswith(_DATA) and os.path.isfile(path)]
+    return [f"{os.path.relpath(path, folder)} of {os.path.getsize(path):,} bytes".replace(",", " ") for path in files]
+
+
+def _own_pids(redis: dict[str, Any], instances: set[str]) -> set[int]:
+    known = __salt__["redis_instances.found"]()
+    own = [name for name in instances if name in known]
+    return {__salt__["redis_server.status"](name, ask=False)["pid"] for name in own} - {0}
+
+
+# Sidekiq and sudo
+
+
+def _sidekiq(settings: dict[str, Any]) -> list[str]:
+    said = []
+    for service in settings["sidekiq"]["services"]:
+        for path in (service["unit_file"], service["env_file"], service["config_file"]):
+            # The app's own settings have no comment of ours at their head.
+            if path and os.path.lexists(path) and not _is_ours(path) and not path.endswith(".yml"):
+                said.append(f"{path}: made by others, in the place of a file of {service['name']}")
+        said += [
+            f"{fact['fragment']}: made by others; the unit in /etc/systemd/system goes before it"
+            for fact in __salt__["sidekiq_units.facts"](service["units"])
+            if fact["fragment"] and not fact["fragment"].startswith(("/etc/systemd/system/", "/run/"))
+        ]
+    said += [_stray(pid, title, unit) for pid, title, unit in _strays(settings)]
+    said += [
+        f"{path}: a unit of the user's own manager; what it runs works beside the services here: disable it first"
+        for path in sorted(glob.glob(f"{settings['deploy']['home']}/.config/systemd/user/*sidekiq*.service"))
+    ]
+    jobs = {*glob.glob("/etc/init/*sidekiq*.conf"), *glob.glob("/etc/init/workers.conf")}
+    return said + [_upstart(path) for path in sorted(jobs)] + _sudo(settings)
+
+
+def _strays(settings: dict[str, Any]) -> Iterator[tuple[int, str, str]]:
+    """Sidekiq processes outside of the services' units: pid, what it calls itself, the unit that it belongs to."""
+    units = {unit for service in settings["sidekiq"]["services"] for unit in service["units"]}
+    for path in glob.glob("/proc/[0-9]*/cmdline"):
+        title = _read(path).replace("\0", " ").strip()
+        if not re.match(r"sidekiq \d+\.", title):
+            continue
+        pid = int(path.split("/")[2])
+        unit = _unit_of(pid)
+        # A restart's second process is of a helper's unit, NAME-handover.service.
+        if unit not in units and unit.replace("-handover", "") not in units:
+            yield pid, title, unit
+
+
+def _stray(pid: int, title: str, unit: str) -> str:
+    whose = f"of {unit}" if unit else "started by hand"
+    return f"process {pid} ({title}): a Sidekiq {whose}, which works beside the services here: stop what starts it"
+
+
+def _sudo(settings: dict[str, Any]) -> list[str]:
+    """What sudo allows beyond the settings, before our file is there; then the state that owns it says so."""
+    deploy = settings["deploy"]
+    user, path = deploy["user"], deploy["sudoers"]
+    if _is_ours(path):
+        return []
+    said = [f"{path}: made by others, in the place of the formula's"] if os.path.exists(path) else []
+    if not _exists(user) or not __salt__["sidekiq_sudo.sudo_installed"]():
+        return said
+    try:
+        beyond = __salt__["sidekiq_sudo.sudo_check"](user, thorough=False)["beyond"]
+        # Only then is each file that says so looked for.
+        beyond = __salt__["sidekiq_sudo.sudo_check"](user)["beyond"] if beyond else []
+    except CommandExecutionError as err:
+        return [*said, f"sudo: {err}"]
+    for rule in beyond:
+        places = ", ".join(rule.get("where") or []) or "sudo"
+        said.append(f"{places}: lets {user} do more than {path} will say: ({rule['runas']}) {rule['command']}")
+    return said
+
+
+# The firewall
+
+
+def _firewall(settings: dict[str, Any]) -> list[str]:
+    status = __salt__["ufw_rules.status"]()
+    others = dict.fromkeys(_rule_words(rule) for rule in status["rules"] if not rule["ours"])
+    fate = "go, as only_ours says" if settings["firewall"]["only_ours"] else "stay (redis_sidekiq:firewall:only_ours)"
+    return [f"ufw: rules of others {fate}: {', '.join(others)}"] if others else []
+
+
+def _rule_words(rule: dict[str, Any]) -> str:
+    interface = f" on {rule['interface']}" if rule["interface"] else ""
+    target = f" to {rule['to']}" if rule["to"] != "any" else ""
+    return f"{rule['action']} {rule['direction']} {rule['port']}/{rule['proto']}{interface} from {rule['from']}{target}"
+
+
+# /proc and files
+
+
+def _listening() -> dict[int, list[str]]:
+    """TCP port -> inodes of the sockets that listen there, at whatever address."""
+    found: dict[int, list[str]] = {}
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for words in map(str.split, _read(table).splitlines()[1:]):
+            if words[3] == _LISTENS:
+                found.setdefault(int(words[1].rpartition(":")[2], 16), []).append(words[9])
+    return found
+
+
+def _owners(inodes: set[str]) -> dict[str, list[int]]:
+    """Inode of a socket -> the processes that hold it."""
+    found: dict[str, list[int]] = {}
+    for path in glob.glob("/proc/[0-9]*/fd/*"):
+        try:
+            target = os.readlink(path)
+        except OSError:
+            continue
+        if target.startswith("socket:[") and target[8:-1] in inodes:
+            found.setdefault(target[8:-1], []).append(int(path.split("/")[2]))
+    return found
+
+
+def _holder(instance: str, port: int, pid: int) -> dict[str, Any]:
+    """One process; 0 is one that cannot be seen from here, of another container perhaps."""
+    name = _read(f"/proc/{pid}/comm").strip() if pid else ""
+    program, unit = _target(f"/proc/{pid}/exe") or name, _unit_of(pid)
+    who = f"{program} (pid {pid}{', ' + unit if unit else ''})" if pid else "a process that cannot be seen from here"
+    return {
+        "instance": instance,
+        "port": port,
+        "pid": pid,
+        "unit": unit,
+        "dir": _target(f"/proc/{pid}/cwd"),
+        "redis": name in _SERVERS,
+        "who": who,
+    }
+
+
+def _unit_of(pid: int) -> str:
+    """The service of systemd that a process belongs to, by its control group."""
+    for line in _read(f"/proc/{pid}/cgroup").splitlines():
+        name = os.path.basename(line.rpartition(":")[2])
+        if name.endswith(".service"):
+            return name
+    return ""
+
+
+def _target(path: str) -> str:
+    try:
+        return os.readlink(path)
+    except OSError:
+        return ""
+
+
+def _is_ours(path: str) -> bool:
+    return any(line.startswith("#") and _MARK in line for line in _read(path, 4000).splitlines()[:2])
+
+
+def _read(path: str, size: int = -1) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as stream:
+            return stream.read(size)
+    except OSError:
+        return ""
+
+
+def _exists(user: str) -> bool:
+    try:
+        pwd.getpwnam(user)
+    except KeyError:
+        return False
+    return True
