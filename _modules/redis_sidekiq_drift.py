@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _ERRORS = (CommandExecutionError, SaltInvocationError)
 _COLUMNS = ("subject", "what", "wished", "runs", "since", "why")
-_WIDEST = 44  # characters of a cell of the table, but for the last column's
+_WIDEST = 60  # characters of a cell of the table, but for the last column's
 # Their rows come from facts.
 _TOLD = (
     "redis_acl.live",
@@ -138,14 +138,17 @@ def _redis(wish: dict[str, Any], redis: dict[str, Any]) -> Iterator[dict[str, An
         return
     info, program = facts["info"] or {}, __salt__["redis_build.binary"](redis["prefix"], facts["build"])
     runs = " ".join(filter(None, (info.get("valkey_version") or info.get("redis_version", ""), facts["program"])))
-    why = "; ".join(filter(None, [*facts["stale"], facts["unfollowed"]]))
+    found = __salt__["redis_config.drift"](wish["name"])
+    # Each directive has a row of its own.
+    told = tuple(f"{name} is " for name in found["directives"])
+    why = "; ".join(reason for reason in facts["stale"] if not reason.startswith(told))
     yield _row(unit, "process", f"{redis['version']} {os.path.realpath(program)}", runs, why, why, facts["started"])
     other = info.get("process_id", facts["pid"]) != facts["pid"]
     answer = facts["info_error"] or (f"process {info.get('process_id')} answers" if other else "answers")
     yield _row(unit, "answer", "answers", answer, answer != "answers")
     if facts["under_way"]:
         yield _row(unit, "build", facts["build"], facts["under_way"], True, "its change was cut off")
-    yield from _settings_rows(unit, __salt__["redis_config.drift"](wish["name"]))
+    yield from _settings_rows(unit, found)
     yield from _user_rows(unit, __salt__["redis_acl.drift"](wish["name"]))
     if wish["tls"]:
         yield from _certificate_rows(unit, __salt__["redis_tls.status"](wish["name"]))

@@ -64,7 +64,7 @@ def report() -> dict[str, Any]:
                 look(found, settings)
             except _ERRORS as err:
                 found["warnings"].append(f"{subject}: could not be looked at: {_line(err)}")
-        takes_over = __salt__["redis_sidekiq_takeover.found"]()
+        takes_over = __salt__["redis_sidekiq_takeover.found"](found.pop("held", []))
         run = next_run()
         next_lines = [f"{state['id']}: {state['comment']}" for state in run["states"]]
         found["problems"] += [*run["refused"], *(f"{state['id']}: {state['comment']}" for state in run["failed"])]
@@ -264,10 +264,11 @@ def _look_at_data(found: dict[str, Any], settings: dict[str, Any]) -> None:
 
 
 def _look_at_ports(found: dict[str, Any], settings: dict[str, Any]) -> None:
-    for holder in __salt__["redis_sidekiq_takeover.holders"]():
+    found["held"] = __salt__["redis_sidekiq_takeover.holders"]()
+    for holder in found["held"]:
         if not holder["redis"]:
             found["problems"].append(
-                f"{_ROOT}:redis:instances:{holder['instance']}: port {holder['port']} is taken by {holder['who']}: stop "
+                f"{_ROOT}:redis:instances:{holder['instance']}: {holder['port']} is taken by {holder['who']}: stop "
                 "that, or choose another port"
             )
 

@@ -27,9 +27,12 @@ _OTHERS = "a file of others"  # redis_build's words
 _DATA = (".rdb", ".aof", ".manifest")
 
 
-def found() -> list[str]:
+def found(held: list[dict[str, Any]] | None = None) -> list[str]:
     """
     What the next run meets on this host that is not this formula's.
+
+    held
+        What :func:`holders` returned; default: it is asked.
 
     Returns sentences, each of which begins with a path or a name.
 
@@ -39,8 +42,9 @@ def found() -> list[str]:
 
         salt '*' redis_sidekiq_takeover.found
     """
-    settings = __salt__["redis_sidekiq.settings"]()
-    said: list[str] = []
+    settings, said = __salt__["redis_sidekiq.settings"](), []
+    if "redis" in settings["roles"]:
+        said += _running(holders() if held is None else held)
     for role in settings["roles"]:
         said += {"redis": _redis, "firewall": _firewall, "sidekiq": _sidekiq, "deploy": _sudo}[role](settings)
     return list(dict.fromkeys(said))
@@ -82,18 +86,22 @@ def holders() -> list[dict[str, Any]]:
 # Redis
 
 
+def _running(held: list[dict[str, Any]]) -> list[str]:
+    said = []
+    for holder in held:
+        if holder["redis"]:
+            files = _data(holder["dir"])
+            data = f"with its data in {holder['dir']}" + (f" ({', '.join(files)})" if files else "")
+            place = f"redis_{holder['instance']}: a Redis of others has port {holder['port']}"
+            said.append(f"{place}: {holder['who']}, {data}")
+    return said
+
+
 def _redis(settings: dict[str, Any]) -> list[str]:
     redis = settings["redis"]
     links = __salt__["redis_build.links"](redis["bin_dir"], redis["prefix"], redis["flavor"])
     foreign = [path for path, change in sorted(links.items()) if change["old"] == _OTHERS]
     said = [f"{', '.join(foreign)}: made by others, in the place of links to {redis['prefix']}"] if foreign else []
-    for holder in holders():
-        if holder["redis"]:
-            files = _data(holder["dir"])
-            data = f"with its data in {holder['dir']}" + (f" ({', '.join(files)})" if files else "")
-            said.append(
-                f"redis_{holder['instance']}: a Redis of others has port {holder['port']}: {holder['who']}, {data}"
-            )
     for instance in redis["instances"]:
         said += _instance(instance)
     return said + [_upstart(path) for path in sorted(glob.glob("/etc/init/redis*.conf"))]

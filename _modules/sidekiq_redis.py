@@ -191,7 +191,7 @@ def server(service: str) -> dict[str, Any]:
     return {
         "flavor": "valkey" if "valkey_version" in info else "redis" if info else "",
         "version": info.get("valkey_version") or info.get("redis_version", ""),
-        "offset": None if seconds is None else round(seconds + microseconds / 1e6 - between, 3),
+        "offset": None if seconds is None else round(seconds + microseconds / 1e6 - between, 3) + 0.0,
     }
 
 

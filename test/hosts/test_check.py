@@ -186,4 +186,4 @@ def test_a_host_that_was_made_by_hand(make_host, masterless, watched):
     host.run(["/etc/init.d/redis_6379", "stop"])
     host.popen(["python3", "-c", "import socket, time; s = socket.create_server(('', 6379)); time.sleep(600)"])
     host.run(["sh", "-c", "until ss -tln | grep -q :6379; do sleep 0.1; done"])
-    assert "python3" in about(check(host)["problems"], "redis_sidekiq:redis:instances:6379", "port 6379 is taken")
+    assert "python3" in about(check(host)["problems"], "redis_sidekiq:redis:instances:6379", "6379 is taken")

@@ -74,3 +74,15 @@ def test_a_finished_build_comes_to_the_master(salt, master, minion, tmp_path):
     assert salt("cp.push", packed["path"]).data is True
     pushed = Path(master.config["cachedir"], "minions", minion.id, "files", packed["path"].lstrip("/"))
     assert "sha256=" + hashlib.sha256(pushed.read_bytes()).hexdigest() == packed["hash"]
+
+
+def test_a_check_is_about_the_pillar_that_the_master_has_now(salt, wrong_pillar):
+    """The minion still has the one of before in its memory; a run would have this one."""
+    assert salt("redis_sidekiq.mistakes").data == []
+    ret = salt("redis_sidekiq.check")
+    assert ret.returncode != 0 and ret.data["ok"] is False
+    assert [line.partition(": ")[0] for line in ret.data["problems"]] == [
+        f"redis_sidekiq:sidekiq:services:{SERVICE}:tiemout"
+    ]
+    ret = salt("redis_sidekiq.drift")
+    assert ret.returncode != 0 and "tiemout" in str(ret.data)
