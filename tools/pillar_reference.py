@@ -28,7 +28,8 @@ Made from the contract in `_modules/redis_sidekiq.py` by `make docs`; change it 
 - Maps are merged with the defaults by key, lists replace them. `null` takes a named entry (an instance, a rule, a
   service) away; for other settings it is an error, unless the table says what it means.
 - A wrong pillar stops the run before any state, with every mistake in one message, a line each. `salt '*'
-  redis_sidekiq.check` returns the same lines; `salt '*' redis_sidekiq.settings` returns what comes of the pillar.
+  redis_sidekiq.mistakes` returns the same lines, `redis_sidekiq.check` ([check.md](../check.md)) looks at the host too;
+  `salt '*' redis_sidekiq.settings` returns what comes of the pillar.
 - Secrets are marked. They are never part of a message, a state's arguments or a state's return.
 - Your editor can check a pillar file while you type, with [pillar.schema.json](pillar.schema.json):
   `# yaml-language-server: $schema=PATH/docs/reference/pillar.schema.json` as the file's first line.
