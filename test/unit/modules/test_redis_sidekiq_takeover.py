@@ -1,0 +1,94 @@
+"""Who has a port, whose a file is, and the words for it."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import pytest
+
+
+@pytest.fixture
+def takeover(load):
+    return load("_modules/redis_sidekiq_takeover.py")
+
+
+def test_a_port_has_its_process(takeover):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        inodes = takeover._listening()[port]
+        assert takeover._owners(set(inodes)) == {inodes[0]: [os.getpid()]}
+    assert port not in takeover._listening()
+
+
+def test_a_connection_holds_no_port(takeover):
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
+        assert client.getsockname()[1] not in takeover._listening()
+
+
+def test_holders_are_those_of_others(takeover):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        redis = {"instances": [{"name": "6379", "port": port, "tls": {}}, {"name": "6380", "port": 0, "tls": {}}]}
+        known = {}
+        takeover.__salt__ = {
+            "redis_sidekiq.settings": lambda: {"redis": redis},
+            "redis_instances.found": lambda: known,
+            "redis_server.status": lambda name, ask: {"pid": os.getpid()},
+        }
+        [holder] = takeover.holders()
+        assert (holder["instance"], holder["port"], holder["pid"], holder["redis"]) == (
+            "6379",
+            port,
+            os.getpid(),
+            False,
+        )
+        assert str(os.getpid()) in holder["who"]
+        known["6379"] = ["/etc/redis/6379.conf"]
+        assert takeover.holders() == []
+
+
+def test_a_process_that_cannot_be_seen_is_said_to_be_one(takeover):
+    holder = takeover._holder("6379", 6379, 0)
+    assert holder["who"] == "a process that cannot be seen from here" and not holder["redis"]
+
+
+@pytest.mark.parametrize(
+    "text, ours",
+    [
+        ("# Managed by Salt (formula redis_sidekiq): x\n", True),
+        ("#!/bin/sh\n# Managed by Salt (formula redis_sidekiq).\n", True),
+        ("[Unit]\n\n# Managed by Salt (formula redis_sidekiq)\n", False),
+        ("Description=Managed by Salt (formula redis_sidekiq)\n", False),
+        ("", False),
+    ],
+)
+def test_a_file_is_ours_by_its_head(takeover, tmp_path, text, ours):
+    (tmp_path / "file").write_text(text)
+    assert takeover._is_ours(str(tmp_path / "file")) is ours
+
+
+def test_data_are_found_in_both_forms(takeover, tmp_path):
+    (tmp_path / "appendonlydir").mkdir()
+    for name in ("dump.rdb", "appendonlydir/appendonly.aof.1.base.rdb", "appendonlydir/x.manifest", "log.txt"):
+        (tmp_path / name).write_text("x" * 1234)
+    assert takeover._data(str(tmp_path)) == [
+        "appendonlydir/appendonly.aof.1.base.rdb of 1 234 bytes",
+        "appendonlydir/x.manifest of 1 234 bytes",
+        "dump.rdb of 1 234 bytes",
+    ]
+
+
+def test_rules_in_words(takeover):
+    rule = {
+        "action": "allow",
+        "direction": "in",
+        "port": "22",
+        "proto": "tcp",
+        "interface": "",
+        "from": "any",
+        "to": "any",
+    }
+    assert takeover._rule_words(rule) == "allow in 22/tcp from any"
+    rule |= {"interface": "eth0", "to": "10.0.0.1"}
+    assert takeover._rule_words(rule) == "allow in 22/tcp on eth0 from any to 10.0.0.1"
