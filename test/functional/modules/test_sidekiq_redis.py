@@ -13,6 +13,7 @@ import subprocess
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import redis
@@ -228,3 +229,29 @@ def test_a_redis_that_loads_its_data_is_told(server, ask):
         ask(f"redis://127.0.0.1:{server.port}/0").refusal("app")
         == "The Redis of app still loads its data: wait until it serves"
     )
+
+
+def test_a_server_says_its_release_and_its_clock(server, ask):
+    server.start()
+    module = ask(f"redis://127.0.0.1:{server.port}/0")
+    answer = module.server("app")
+    assert (answer["flavor"], answer["version"]) == ("redis", "7.0.15") and abs(answer["offset"]) < 1
+    server.client().acl_setuser("little", enabled=True, passwords=["+sesame"], commands=["+ping"])
+    module = ask(f"redis://little:sesame@127.0.0.1:{server.port}/0")
+    assert module.server("app") == {"flavor": "", "version": "", "offset": None}
+    with pytest.raises(CommandExecutionError, match="refuses the login of app") as raised:
+        ask(f"redis://little:open@127.0.0.1:{server.port}/0").server("app")
+    assert ":open@" not in str(raised.value)
+
+
+def test_without_the_package_a_connection_is_tried(server, ask, monkeypatch):
+    server.start()
+    empty = {"flavor": "", "version": "", "offset": None}
+    for url in (f"redis://:sesame@127.0.0.1:{server.port}/0", f"unix://{server.socket}"):
+        module = ask(url)
+        monkeypatch.setattr(module, "importlib", SimpleNamespace(util=SimpleNamespace(find_spec=lambda name: None)))
+        assert module.server("app") == empty
+    for url, place in (("redis://:sesame@127.0.0.1:1/0", "127.0.0.1:1"), ("unix:///no/such.sock", "/no/such.sock")):
+        with pytest.raises(CommandExecutionError, match=f"cannot be reached: is it up.*{place}") as raised:
+            ask(url).server("app")
+        assert "sesame" not in str(raised.value)
