@@ -2978,7 +2978,8 @@ def _fresh_modules() -> Any:
 
     where = (__opts__["id"], __opts__["saltenv"])
     source = salt.pillar.get_pillar(__opts__, dict(__grains__), *where, pillarenv=__opts__["pillarenv"])
-    return salt.loader.minion_mods({**__opts__, "pillar": source.compile_pillar()})
+    opts = {**__opts__, "pillar": source.compile_pillar()}
+    return salt.loader.minion_mods(opts, utils=salt.loader.utils(opts))
 
 
 def _is_loopback(address: str) -> bool:

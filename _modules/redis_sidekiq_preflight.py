@@ -153,7 +153,7 @@ def _restarts(states: list[dict[str, Any]]) -> dict[str, str]:
             units |= {unit: _reason(change) for unit, change in changes.items()}
     if any(state["function"] == "sidekiq.current" for state in states):
         services = __salt__["redis_sidekiq.settings"]()["sidekiq"]["services"]
-        units = {unit: units.get(unit, "") for service in services for unit in service["units"]} | units
+        units |= {unit: units.get(unit, "") for service in services for unit in service["units"]}
     return units
 
 
