@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import time
 
 import pytest
 
 from test.hosts.harness.host import Host
 from test.hosts.lab import FILE_ROOT, Master, apply_locally, put_pillar, salt_call, wait_for
+from test.hosts.lockout_lab import Lab, foreign, states
 from test.hosts.test_firewall import (  # noqa: F401  (fixtures)
     HTTP,
     ROLLBACK,
@@ -24,6 +26,7 @@ from test.hosts.test_firewall import (  # noqa: F401  (fixtures)
     probe,
     reaches,
 )
+from test.lockouts import LOCKOUTS
 
 WEB = {"name": "web", "port": 9999}
 FILES = "cat /etc/ufw/user.rules /etc/ufw/user6.rules /etc/ufw/ufw.conf /etc/default/ufw"
@@ -287,6 +290,51 @@ def test_power_cut_before_the_confirmation(host, outside):  # noqa: F811
 
 
 # --- guards on real hosts ----------------------------------------------------------------------------------------------
+
+LOOK = f"{FILES}; iptables -S; ip6tables -S; ls -A /var/lib/redis_sidekiq; systemctl list-units --all | grep rollback"
+
+
+def worlds() -> dict:
+    """The cases of test/lockouts.py by the host that each needs."""
+    found = {}
+    for case in LOCKOUTS:
+        found.setdefault(repr((case[2], foreign(case[1]))), []).append(case)
+    return found
+
+
+# Two rules for the same packets, which a pillar may not have: refused before anybody asks who is shut out.
+CONTRADICTIONS = ("reject first", "denied and logged first")
+
+
+@pytest.mark.parametrize("minion", [False, pytest.param(True, marks=pytest.mark.soak)])
+def test_rules_that_would_lock_out_are_refused(host, make_host, prepared, minion):  # noqa: F811
+    """All of test/lockouts.py on a host that is as each case says, with or without a master: nothing is changed."""
+    lab = Lab(host, make_host("fw-others", image=prepared("bookworm")))
+    tried = 0
+    for cases in worlds().values():
+        wish, rules = cases[0][2], cases[0][1]
+        if ("masters" in wish) is not minion:
+            continue
+        with lab.world(wish, rules) as words:
+            before = host.run(["sh", "-c", LOOK], check=False).stdout
+            run = lab.apply(words, states(cases))
+            assert host.run(["sh", "-c", LOOK], check=False).stdout == before
+        assert not run.errors and len(run.states) == len(cases), run.errors
+        wrong = {case[0]: run.states[case[0]]["comment"] for case in cases if not is_refused(case, run.states[case[0]])}
+        assert not wrong
+        tried += len(cases)
+    assert tried >= (10 if minion else 45)
+
+
+def is_refused(case: tuple, state: dict) -> bool:
+    """With this case's sentence, and for nothing else."""
+    name, _, _, _, guard, words = case
+    said = re.sub(r"`r\d+: ", "`", state["comment"])
+    if state["result"] is not False or name in CONTRADICTIONS:
+        return state["result"] is False and "match the same packets" in said
+    match = re.fullmatch(r"This would .*\. Nothing was changed\. .*allow_lockout: \[(.*)\]", said)
+    told = match[1].split(", ") if match else []
+    return guard in told and set(told) <= {guard, "connection"} and words in said
 
 
 def test_who_is_logged_in_is_not_shut_out(host, make_host, prepared):  # noqa: F811

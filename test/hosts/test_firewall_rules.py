@@ -26,10 +26,10 @@ def pillar(rules: dict | None = None, roles=("firewall",), redis: dict | None = 
     }
 
 
-@pytest.fixture(scope="module")
-def host(module_hosts) -> Host:
+@pytest.fixture(scope="module", params=["bookworm", pytest.param("trixie", marks=pytest.mark.soak)])
+def host(request, module_hosts) -> Host:
     """A host with sshd, and without ufw."""
-    host = module_hosts("fw-rules")
+    host = module_hosts(f"fw-rules-{request.param}", image=request.param)
     host.run(["apt-get", "install", "-y", "openssh-server"], timeout=300)
     make_masterless(host, pillar())
     salt_call(host, "saltutil.sync_all")
