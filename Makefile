@@ -2,6 +2,7 @@
 SALT ?= 3008
 VENV := .venv
 PYTEST := $(VENV)/bin/python -m pytest
+SPHINX := $(VENV)/bin/python -m sphinx --quiet --fail-on-warning --keep-going --nitpicky
 # Tests of one area: make test TESTS=test/unit
 TESTS ?=
 ALL := test/unit test/functional test/integration test/hosts
@@ -15,7 +16,7 @@ help:
 	@echo 'make bench         what a run that changes nothing costs, beside the least Salt can do'
 	@echo 'make bench-restarts  what ways of restarting Sidekiq cost and lose under load; takes an hour'
 	@echo 'make bench-rollouts  what deploy events cost on 2, 6 and 12 hosts; takes half an hour'
-	@echo 'make docs          the reference pages, made from the code'
+	@echo 'make docs          the reference pages, made from the code, and all pages as HTML and as man pages'
 	@echo 'make clean         takes down all hosts and removes the virtual environment'
 
 demo:
@@ -38,6 +39,10 @@ bench-rollouts:
 
 docs: $(VENV)/.ready
 	$(VENV)/bin/python tools/pillar_reference.py
+	$(VENV)/bin/python tools/module_reference.py
+	$(SPHINX) -b html docs build/docs/html
+	$(SPHINX) -t man -b man docs build/docs/man
+	@echo 'build/docs/html/index.html, or: man -l build/docs/man/redis-sidekiq-formula.7'
 
 clean:
 	bin/host down --all
