@@ -62,7 +62,9 @@ def _suit_man(app, doctree: nodes.document, docname: str) -> None:
 def _item(names: list[str], row: nodes.row) -> nodes.definition_list_item:
     """A row as an entry of a list: its first cell, and below it the others, each after the name of its column."""
     first, *others = [nodes.TextElement("", "", *(part for block in cell for part in block)) for cell in row]
-    lines = [nodes.paragraph("", f"{name}: ", *cell.children) for name, cell in zip(names[1:-1], others) if cell.children]
+    lines = [
+        nodes.paragraph("", f"{name}: ", *cell.children) for name, cell in zip(names[1:-1], others) if cell.children
+    ]
     lines.append(nodes.paragraph("", "", *others[-1].children))
     return nodes.definition_list_item("", nodes.term("", "", *first.children), nodes.definition("", *lines))
 

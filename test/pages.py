@@ -98,4 +98,6 @@ def anchors(path: Path) -> set[str]:
         if heading.type == "heading_open":
             words = "".join(part.content for part in text.children if part.type in ("text", "code_inline"))
             found.append(re.sub(r"[^\w\- ]", "", words.lower()).replace(" ", "-"))
-    return {anchor + (f"-{found[:at].count(anchor)}" if anchor in found[:at] else "") for at, anchor in enumerate(found)}
+    return {
+        anchor + (f"-{found[:at].count(anchor)}" if anchor in found[:at] else "") for at, anchor in enumerate(found)
+    }

@@ -27,13 +27,13 @@ MODULES_PAGE = """\
 # Functions
 
 Made from the docstrings in `_modules` and `_runners` by `make docs`; change them there. Without a master it is
-`salt-call --local` in place of `salt '*'`, and on a host `salt-call --local sys.doc sidekiq.restart` shows the same text.
+`salt-call --local` in place of `salt '*'`. On a host `salt-call --local sys.doc sidekiq.restart` shows the same text.
 """
 STATES_PAGE = """\
 # States
 
-Made from the docstrings in `_states` by `make docs`; change them there. The SLS files in `redis_sidekiq/` use them, and yours
-may too. Each has the `result`, `changes` and `comment` of any state, and says with `test=True` what it would do.
+Made from the docstrings in `_states` by `make docs`; change them there. The SLS files in `redis_sidekiq/` use them, and
+yours may too. Each has the `result`, `changes` and `comment` of any state, and says with `test=True` what it would do.
 """
 
 
@@ -72,7 +72,9 @@ def _module(path: Path) -> Module:
 
 def _function(module: str, node: ast.FunctionDef) -> Function:
     result = f" -> {ast.unparse(node.returns)}" if node.returns else ""
-    return Function(f"{module}.{node.name}", f"{node.name}({ast.unparse(node.args)}){result}", ast.get_docstring(node) or "")
+    return Function(
+        f"{module}.{node.name}", f"{node.name}({ast.unparse(node.args)}){result}", ast.get_docstring(node) or ""
+    )
 
 
 # RST to Markdown -----------------------------------------------------------------------------------------------------
@@ -84,7 +86,12 @@ def markdown(text: str, link: Callable[[str], str]) -> str:
     while lines:
         line = lines.pop(0)
         if block := re.match(r"( *)\.\. code-block:: (\w+)$", line):
-            out += [_inline("\n".join(prose), link), f"```{block[2]}", *_dedented(_taken(lines, len(block[1]) + 4)), "```"]
+            out += [
+                _inline("\n".join(prose), link),
+                f"```{block[2]}",
+                *_dedented(_taken(lines, len(block[1]) + 4)),
+                "```",
+            ]
             prose = []
         elif line and not line[0].isspace() and lines and lines[0].startswith("    "):
             meaning = " ".join(words.strip() for words in _taken(lines, 4) if words.strip())

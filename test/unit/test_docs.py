@@ -1,4 +1,4 @@
-"""README and docs: they build, their links lead somewhere, their pillars are right, and what is made from code is current."""
+"""README and docs build, their links lead somewhere, their pillars are right, and what is made from code is current."""
 
 from __future__ import annotations
 
@@ -67,7 +67,9 @@ def test_few_blocks_are_skipped_and_each_has_a_reason():
     assert len(skipped) <= MAY_BE_SKIPPED, skipped
 
 
-@pytest.mark.parametrize("block", [block for block in BLOCKS if block.language == "yaml"], ids=lambda block: block.where)
+@pytest.mark.parametrize(
+    "block", [block for block in BLOCKS if block.language == "yaml"], ids=lambda block: block.where
+)
 def test_yaml_is_a_right_pillar(block, redis_sidekiq):
     # A digest is cut short where it would be nobody's.
     text = re.sub(r"(sha256=[0-9a-f]*)\.\.\.", lambda found: found[1].ljust(71, "0"), block.text)
@@ -80,7 +82,9 @@ def test_yaml_is_a_right_pillar(block, redis_sidekiq):
         assert redis_sidekiq.check() == []
 
 
-@pytest.mark.parametrize("block", [block for block in BLOCKS if block.language == "python"], ids=lambda block: block.where)
+@pytest.mark.parametrize(
+    "block", [block for block in BLOCKS if block.language == "python"], ids=lambda block: block.where
+)
 def test_python_is_python(block):
     ast.parse(block.text)
 
@@ -110,7 +114,9 @@ def signatures(reference, folder):
         tree = ast.parse((REPO / folder / f"{module.name}.py").read_text())
         for node in tree.body:
             if isinstance(node, ast.FunctionDef):
-                found[f"{module.name}.{node.name}"] = inspect.signature(eval(f"lambda {ast.unparse(bare(node.args))}: 0"))
+                found[f"{module.name}.{node.name}"] = inspect.signature(
+                    eval(f"lambda {ast.unparse(bare(node.args))}: 0")
+                )
     return found
 
 
@@ -127,7 +133,7 @@ def bare(arguments):
 def calls(block):
     """The calls of this formula's functions in a block of commands, as (function, words after it)."""
     for line in block.splitlines():
-        words = shlex.split(line, comments=True)
+        words = shlex.split(re.sub(r"\$\(.*?\)", "word", line), comments=True)
         program, words = words[0] if words else "", [word for word in words[1:] if not word.startswith("-")]
         if program == "salt":
             words = words[1:]
