@@ -3113,9 +3113,8 @@ def _pack(redis) -> dict[str, str]:
     if not build["packs"]:
         return {"name": "", "source": "", "hash": ""}
     words = {"malloc": build["malloc"], "tls": _tls_is_wanted(redis), "flavor": redis["flavor"]}
-    name = __salt__["redis_build.pack_name"](
-        __salt__["redis_build.name"](redis["version"], redis["source_hash"], **words)
-    )
+    build_name = _sibling("redis_build.name")(redis["version"], redis["source_hash"], **words)
+    name = _sibling("redis_build.pack_name")(build_name)
     found = build["packs"].get(name, "")
     return {"name": name, "source": f"{build['packs_from'].rstrip('/')}/{name}.tar.gz" if found else "", "hash": found}
 
