@@ -7,7 +7,7 @@ SPHINX := $(VENV)/bin/python -m sphinx --quiet --fail-on-warning --keep-going --
 TESTS ?=
 ALL := test/unit test/functional test/integration test/hosts
 
-.PHONY: help demo test soak bench bench-restarts bench-rollouts docs clean
+.PHONY: help demo test soak bench bench-restarts bench-rollouts docs release clean
 
 help:
 	@echo 'make demo          the whole formula on a real host, from bare to a deploy; KEEP=1 leaves the host up'
@@ -17,6 +17,7 @@ help:
 	@echo 'make bench-restarts  what ways of restarting Sidekiq cost and lose under load; takes an hour'
 	@echo 'make bench-rollouts  what deploy events cost on 2, 6 and 12 hosts; takes half an hour'
 	@echo 'make docs          the reference pages, made from the code, and all pages as HTML and as man pages'
+	@echo 'make release       what users download, in dist/; see docs/releasing.md'
 	@echo 'make clean         takes down all hosts and removes the virtual environment'
 
 demo:
@@ -43,6 +44,10 @@ docs: $(VENV)/.ready
 	$(SPHINX) -b html docs build/docs/html
 	$(SPHINX) -t man -b man docs build/docs/man
 	@echo 'build/docs/html/index.html, or: man -l build/docs/man/redis-sidekiq-formula.7'
+
+release: $(VENV)/.ready
+	$(PYTEST) -q test/unit
+	tools/release
 
 clean:
 	bin/host down --all
