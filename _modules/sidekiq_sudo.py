@@ -302,7 +302,12 @@ def sudo_check(
         "rules": _with_places(user, rules) if thorough else rules,
         "missing": [command for command in meant if command not in free],
     }
-    result["beyond"] = [rule for rule in result["rules"] if rule["command"] not in meant or rule["runas"] != "root"]
+    known = {*meant, *map(_by_real_path, meant)}
+    result["beyond"] = [
+        rule
+        for rule in result["rules"]
+        if not {rule["command"], _by_real_path(rule["command"])} & known or rule["runas"] != "root"
+    ]
     if thorough:
         asked = {" ".join(argv): _sudo_allows(user, argv) for argv in [*granted, *_neighbours(granted)]}
         result["may"] = [command for command, allowed in asked.items() if allowed]
@@ -586,6 +591,12 @@ def _read_commands(part: dict[str, Any]) -> list[tuple[str, str]]:
         for one in part.get("Commands", [])
         if "command" in one
     ]
+
+
+def _by_real_path(command: str) -> str:
+    """By hand a rule may name /bin/systemctl, which is /usr/bin/systemctl."""
+    program, space, words = command.partition(" ")
+    return f"{os.path.realpath(program)}{space}{words}" if program.startswith("/") else command
 
 
 def _plain(command: str) -> str:
