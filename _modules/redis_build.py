@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 FLAVORS = {"redis": "Redis", "valkey": "Valkey"}
 _TOOLS = ("server", "cli", "benchmark", "sentinel", "check-aof", "check-rdb")
 PROGRAMS = {flavor: tuple(f"{flavor}-{tool}" for tool in _TOOLS) for flavor in FLAVORS}
+_NAMES = {name for names in PROGRAMS.values() for name in names}
 
 _DIGESTS = ("sha256", "sha384", "sha512")
 _RECIPE = 1  # part of a build's name: raise it when the same settings shall give another build
@@ -499,8 +500,9 @@ def links(
     flavor
         ``redis``, or ``valkey``, which is linked under the names of Redis too, as ``make install`` of Valkey does.
 
-    Returns path -> ``{old, new}``: link targets, empty for a path that is not or should not be there, ``a file of
-    others`` for one that is no link into the prefix.
+    Returns path -> ``{old, new}``: link targets, empty for a path that is not or should not be there, ``installed by
+    hand`` for a program, or a link to one beside it, as upstream's ``make install`` leaves them, ``a file of others`` for
+    anything else that is no link into the prefix.
 
     CLI Example:
 
@@ -516,7 +518,8 @@ def links(
 
 def link(bin_dir: str = "/usr/local/bin", prefix: str = "/opt/redis", flavor: str = "redis") -> None:
     """
-    Link Redis' programs, each in one rename, and take away links that another flavor had.
+    Link Redis' programs, each in one rename, and take away links that another flavor had. A program that was installed
+    by hand gives way to its link, and is kept (see ``redis_instances.kept``).
 
     bin_dir, prefix, flavor
         See :func:`links`.
@@ -539,6 +542,8 @@ def link(bin_dir: str = "/usr/local/bin", prefix: str = "/opt/redis", flavor: st
     with _failing(f"Cannot link into {bin_dir}"):
         os.makedirs(bin_dir, mode=0o755, exist_ok=True)
         for path, change in wrong.items():
+            if change["old"] == _BY_HAND and not os.path.islink(path):
+                __salt__["redis_instances.keep"](path)
             if change["new"]:
                 _symlink(change["new"], path)
             else:
@@ -577,7 +582,7 @@ def linked(bin_dir: str = "/usr/local/bin", prefix: str = "/opt/redis") -> list[
         salt '*' redis_build.linked
     """
     paths = [os.path.join(bin_dir, program) for flavor in FLAVORS for program in PROGRAMS[flavor]]
-    return [path for path in paths if _link_found(path, prefix) not in ("", _OTHERS)]
+    return [path for path in paths if _link_found(path, prefix) not in ("", _OTHERS, _BY_HAND)]
 
 
 # --- below: how it is done -------------------------------------------------------------------------------------------
@@ -1041,6 +1046,7 @@ def _symlink(target: str, path: str) -> None:
 
 
 _OTHERS = "a file of others"
+_BY_HAND = "installed by hand"
 
 
 def _links(bin_dir: str, prefix: str, flavor: str) -> dict[str, str]:
@@ -1056,8 +1062,21 @@ def _link_found(path: str, prefix: str) -> str:
     except FileNotFoundError:
         return ""
     except OSError:
-        return _OTHERS
-    return target if target.startswith(prefix.rstrip("/") + "/") else _OTHERS
+        return _BY_HAND if _is_program(path) else _OTHERS
+    if target.startswith(prefix.rstrip("/") + "/"):
+        return target
+    beside = os.path.join(os.path.dirname(path), target)
+    return _BY_HAND if "/" not in target and target in _NAMES and (_is_program(beside) or os.path.islink(beside)) else _OTHERS
+
+
+def _is_program(path: str) -> bool:
+    """An ELF file; a script that somebody wrote around Redis is something else."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with open(handle, "rb") as stream:
+            return stream.read(4) == b"\x7fELF"
+    except OSError:
+        return False
 
 
 # Accounts, commands and files

@@ -107,8 +107,76 @@ def data_folders(instance: str) -> list[str]:
 
         salt '*' redis_instances.data_folders 6380
     """
-    paths = [f"/var/redis/{instance}", f"/var/log/redis/{instance}.log"]
+    paths = [facts(instance).get("dir", f"/var/redis/{instance}"), f"/var/log/redis/{instance}.log"]
     return [path for path in paths if os.path.lexists(path)]
+
+
+def others(instance: str) -> list[str]:
+    """
+    The files in an instance's places that somebody else made: unit, init script, config. Made by hand perhaps, by the
+    steps of a tutorial that takes the same names. No process is started to find them.
+
+    instance
+        Name of the instance: its port.
+
+    Returns a list of paths.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' redis_instances.others 6379
+    """
+    name = str(instance)
+    paths = [f"/etc/systemd/system/redis_{name}.service", f"/etc/init.d/redis_{name}", os.path.join(_CONFIGS, f"{name}.conf")]
+    return [path for path in paths if os.path.isfile(path) and not os.path.islink(path) and not _is_ours(path)]
+
+
+def kept(path: str) -> str:
+    """
+    Where a file that somebody else made is kept when the formula takes its place: root alone can read it.
+
+    path
+        Path of that file.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' redis_instances.kept /etc/redis/6379.conf
+    """
+    return os.path.join(_RECORDS, "by-hand", str(path).strip("/").replace("/", "_"))
+
+
+def keep(path: str) -> None:
+    """
+    Keep a file that somebody else made, once, before the formula takes its place; see :func:`kept`.
+
+    path
+        Path of that file.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' redis_instances.keep /etc/redis/6379.conf
+    """
+    target = kept(path)
+    draft = f"{target}.new"
+    try:
+        if os.path.lexists(target):
+            return
+        os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(draft)
+        handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        with open(path, "rb") as source, open(handle, "wb") as copy:
+            shutil.copyfileobj(source, copy)
+            copy.flush()
+            os.fsync(handle)
+        os.replace(draft, target)
+    except OSError as err:
+        raise CommandExecutionError(f"Cannot keep {path} as {target}: {err}") from err
 
 
 # Acts ----------------------------------------------------------------------------------------------------------------

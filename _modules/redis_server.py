@@ -24,13 +24,14 @@ import logging
 import os
 import pwd
 import re
+import signal
 import socket
 import stat
 import time
 from typing import TYPE_CHECKING, Any
 
 import salt.utils.path
-from salt.exceptions import CommandExecutionError, SaltInvocationError
+from salt.exceptions import CommandExecutionError, CommandNotFoundError, SaltInvocationError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -84,7 +85,9 @@ def config_diff(name: str, instance: str) -> dict[str, Any]:
 
     Returns {} when it is right, else some of ``diff`` (unified, secrets blotted out), ``password`` (set, changed or
     removed), ``users`` (only their passwords changed), ``certificate`` (see :func:`redis_tls.placed`), ``mode`` and
-    ``owner`` (``{old, new}``).
+    ``owner`` (``{old, new}``), ``taken over`` (files that somebody else made for this port, and where they are kept).
+
+    Raises CommandExecutionError when that somebody's data lie elsewhere than the settings say.
 
     CLI Example:
 
@@ -97,6 +100,11 @@ def config_diff(name: str, instance: str) -> dict[str, Any]:
     text, found = _config_text(wish), _file_facts(name)
     is_now = found.get("text", "")
     diff: dict[str, Any] = {}
+    others = __salt__["redis_instances.others"](instance) if is_now != text else []
+    if name in others:
+        _refuse_other_places(wish, is_now)
+        diff["taken over"] = {path: __salt__["redis_instances.kept"](path) for path in others}
+        is_now = _without_remarks(is_now)
     if _blot_lines(is_now) != _blot_lines(text):
         lines = difflib.unified_diff(_blot_lines(is_now), _blot_lines(text), "is", "will be", lineterm="")
         diff["diff"] = "\n".join(lines)
@@ -132,8 +140,8 @@ def config_check(instance: str) -> str:
     redis = _settings(reveal=True)
     wish = _instance(instance, redis)
     build = _wished_build(redis)
-    if not _is_built(redis, build):
-        return f"{redis['flavor'].capitalize()} {redis['version']} has its say once it is built"
+    if not _can_judge(redis, build):
+        return f"{redis['flavor'].capitalize()} {redis['version']} has its say once it is built and {redis['user']} is there"
     missing = _missing_addresses(wish["bind"])
     if missing:
         raise CommandExecutionError(
@@ -178,7 +186,8 @@ def config_meaning(instance: str, known: dict[str, Any] | None = None) -> dict[s
 
     Returns ``key`` (a digest of config and build), ``values`` (CONFIG GET *, without secrets; where that server has to
     be started otherwise, the values of that start), ``fixed`` (names that CONFIG SET refuses) and ``users`` (name ->
-    rules as ACL LIST has them, without digests of passwords); {} while the build of the settings is not there. Raises
+    rules as ACL LIST has them, without digests of passwords); {} while the build or the user of the settings is not there.
+    Raises
     what :func:`config_check` raises.
 
     CLI Example:
@@ -190,7 +199,7 @@ def config_meaning(instance: str, known: dict[str, Any] | None = None) -> dict[s
     redis = _settings()
     build = _wished_build(redis)
     key = _config_key(_instance(instance, redis), build)
-    if not _is_built(redis, build):
+    if not _can_judge(redis, build):
         return {}
     if known and known.get("key") == key:
         return known
@@ -214,7 +223,9 @@ def wished_build() -> str:
 
 def config_write(name: str, instance: str) -> str:
     """
-    Write an instance's redis.conf, root:GROUP 0640, once the build of the settings has accepted it.
+    Write an instance's redis.conf, root:GROUP 0640, once the build of the settings has accepted it. Of one that somebody
+    else made, the server is told first to write its data where a start with the new file looks for them, and no longer
+    starts at boot by itself; what was there is kept (see ``redis_instances.kept``).
 
     name
         Path of the file.
@@ -236,6 +247,8 @@ def config_write(name: str, instance: str) -> str:
     if before:
         # The server that still runs with the old file has to be asked before it is stopped.
         __context__.setdefault("redis_server.passwords", {})[instance] = before
+    if name in __salt__["redis_instances.others"](instance):
+        _take_over(wish)
     # First, so that no config is in place whose lines nobody knows the age of.
     __salt__["redis_config.remember"](instance)
     __salt__["redis_upgrade.keep_config"](instance)
@@ -546,7 +559,7 @@ def service_files(instance: str, manager: str) -> list[str]:
     return [path for path in paths if os.path.lexists(path)]
 
 
-def service_remove(instance: str, manager: str) -> str:
+def service_remove(instance: str, manager: str, start: bool = False) -> str:
     """
     Stop an instance as one service manager knows it, with all care for its data, and take away the files of that.
 
@@ -554,6 +567,9 @@ def service_remove(instance: str, manager: str) -> str:
         Name of the instance: in the settings, or made by this formula before they dropped it.
     manager
         ``systemd`` or ``sysv``.
+    start
+        Start it at once under the manager of the settings (bool, default False): so this host's workers, which rest
+        meanwhile, do not find Redis away.
 
     Returns a sentence. Raises CommandExecutionError when it does not stop; the files stay then.
 
@@ -563,26 +579,27 @@ def service_remove(instance: str, manager: str) -> str:
 
         salt '*' redis_server.service_remove 6379 sysv
     """
-    redis = {**_settings(reveal=True), "service_manager": manager}
+    own = _settings(reveal=True)
+    redis = {**own, "service_manager": manager}
     wish = _instance_here(instance, redis)
     files = service_files(instance, manager)
     said = f"{wish['unit']} did not run"
-    if manager == "sysv" or _booted_by_systemd():
-        with _procedure(wish) as record:
+    with _procedure(wish) as record:
+        runs = False
+        if manager == "sysv" or _booted_by_systemd():
             old = record["old"] = _service_facts(wish, redis)
-            if old["active"] not in ("inactive", "failed"):
-                notes = _land(record, wish, redis, old)
-                said = "; ".join([f"{wish['unit']} was stopped", *notes])
-            record["result"] = True
-        if not record["result"]:
-            raise CommandExecutionError(record["comment"])
-    with _failing(f"Cannot remove the files of {wish['unit']}"):
-        for path in files:
-            os.unlink(path)
-    if manager == "sysv":
-        # Where insserv orders the boot, it has to know.
-        _run([_tool("update-rc.d", "init-system-helpers"), wish["unit"], "remove"], "cannot be forgotten", wish["unit"])
-    reload_manager()
+            runs = old["active"] not in ("inactive", "failed")
+        if not runs:
+            _forget_service(wish, manager, files)
+        elif start:
+            said = _move_service(record, wish, own, redis, files)
+        else:
+            notes = _land(record, wish, redis, old)
+            said = "; ".join([f"{wish['unit']} was stopped", *notes])
+            _forget_service(wish, manager, files)
+        record["result"] = True
+    if not record["result"]:
+        raise CommandExecutionError(record["comment"])
     return said
 
 
@@ -606,7 +623,7 @@ def client() -> dict[str, Any]:
     try:
         version = importlib.metadata.version("redis") if importlib.util.find_spec("redis") else ""
     except importlib.metadata.PackageNotFoundError:
-        version = ""
+        version = _redis_package().__version__  # salt-ssh brings the package along without its metadata
     return {"version": version, "wanted": CLIENT, "suits": bool(version) and version in Requirement(CLIENT).specifier}
 
 
@@ -623,7 +640,13 @@ def client_install() -> None:
         salt '*' redis_server.client_install
     """
     # Without bin_env Salt takes its own Python's pip, or salt-pip where Salt is a onedir (salt/modules/pip.py).
-    answer = __salt__["pip.install"](pkgs=[CLIENT])
+    try:
+        answer = __salt__["pip.install"](pkgs=[CLIENT])
+    except (CommandExecutionError, CommandNotFoundError) as err:
+        raise CommandExecutionError(
+            f"Salt's Python has no package redis, and no pip that could install it ({err}). By salt-ssh the master brings it "
+            f"along: install {CLIENT} there, and say thin_extra_mods: redis in its configuration"
+        ) from None
     importlib.invalidate_caches()
     if answer.get("retcode") != 0:
         words = _last_lines(f"{answer.get('stdout', '')}\n{answer.get('stderr', '')}", 10)
@@ -664,6 +687,14 @@ def _wished(wish: dict[str, Any], directive: str, default: str) -> str:
     """A directive's value in the file that the next start reads; of several lines the last counts."""
     values = [value for name, value in wish["directives"] if name == directive]
     return values[-1].strip("\"'") if values else default
+
+
+def _can_judge(redis: dict[str, Any], build: str) -> bool:
+    """Are there the build and the user that judge a config?"""
+    try:
+        return bool(pwd.getpwnam(redis["user"]) and grp.getgrnam(redis["group"])) and _is_built(redis, build)
+    except KeyError:
+        return False
 
 
 def _group_id(group: str) -> int:
@@ -905,6 +936,36 @@ def _drop_ins(unit: str) -> list[str]:
     return sorted(glob.glob(os.path.join(_UNIT_DIR, f"{unit}.service.d", "*.conf")))
 
 
+def _forget_service(wish: dict[str, Any], manager: str, files: list[str]) -> None:
+    with _failing(f"Cannot remove the files of {wish['unit']}"):
+        for path in files:
+            if path in __salt__["redis_instances.others"](wish["name"]):
+                __salt__["redis_instances.keep"](path)
+            os.unlink(path)
+    if manager == "sysv":
+        # Where insserv orders the boot, it has to know.
+        _run([_tool("update-rc.d", "init-system-helpers"), wish["unit"], "remove"], "cannot be forgotten", wish["unit"])
+    reload_manager()
+
+
+def _move_service(
+    record: dict[str, Any], wish: dict[str, Any], own: dict[str, Any], redis: dict[str, Any], files: list[str]
+) -> str:
+    """From one service manager to that of the settings, in one go; what fails leaves a server that the next run starts."""
+    old = record["old"]
+    with _workers_at_rest(record, wish, own, old) as rested:
+        notes = _land(record, wish, redis, old)
+        _forget_service(wish, redis["service_manager"], files)
+        enable(wish["name"])
+        _rise(record, wish, own, old)
+    sentence = f"{wish['unit']} went over to {own['service_manager']}: pid {old['pid']} before, {record['new']['pid']} now"
+    said = "; ".join([sentence, *notes, *rested])
+    lost = record.pop("lost", "")
+    if lost:
+        raise CommandExecutionError(f"{said}; but {lost}")
+    return said
+
+
 def _script_facts(wish: dict[str, Any]) -> dict[str, Any]:
     """The init script's pid file, and whether that process is one of Redis; no process is started to ask."""
     script = os.path.join(_INIT_DIR, wish["unit"])
@@ -916,7 +977,10 @@ def _script_facts(wish: dict[str, Any]) -> dict[str, Any]:
             pid = pid if stream.read().strip() in _SERVERS else 0
     if pid and _started(pid) is None:
         pid = 0
+    others = 0 if pid else _others_pid(wish)
+    pid = pid or others
     return {
+        "by_hand": bool(others),
         "unit": wish["unit"],
         "loaded": os.access(script, os.X_OK),
         "enabled": any(os.path.basename(link).startswith("S") for link in _boot_links(wish["unit"], "sysv")),
@@ -926,6 +990,36 @@ def _script_facts(wish: dict[str, Any]) -> dict[str, Any]:
         "needs_reload": False,
         "files": [script],
     }
+
+
+def _others_pid(wish: dict[str, Any]) -> int:
+    """
+    The process that answers for an instance without a pid file of ours, because somebody else's script started it: one of
+    this host's that was started with the instance's config, and is not the unit's. 0: nobody.
+    """
+    try:
+        redis = _redis_package()
+    except CommandExecutionError:
+        return 0  # before the first run has installed it; the files tell enough then
+    client = _connect(wish)
+    if client is None:
+        raise CommandExecutionError(
+            f"A server that runs at the port of the Redis instance {wish['name']} takes no password known here: set that "
+            f"in the pillar redis_sidekiq:redis:instances:{wish['name']}:old_passwords, then run again"
+        )
+    try:
+        info = client.info("server")
+    except redis.RedisError:
+        return 0
+    finally:
+        client.close()
+    pid, is_ours = int(info.get("process_id") or 0), info.get("config_file") == wish["config"]
+    with contextlib.suppress(OSError):
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as stream:
+            is_ours = is_ours and stream.read().strip() in _SERVERS
+    if not is_ours or (_booted_by_systemd() and _unit_facts(wish["unit"])["pid"] == pid):
+        return 0
+    return pid
 
 
 def _pid_file(wish: dict[str, Any]) -> str:
@@ -1035,6 +1129,7 @@ def _launch(record: dict[str, Any], wish: dict[str, Any], redis: dict[str, Any],
     """Start, and prove that a new process serves."""
     with _step(record, "snapshot"):
         _refuse_unread_snapshot(wish)
+        _own_data(wish, redis)
     begun = time.time()
     with _step(record, "start"):
         _start(wish, redis, old, begun)
@@ -1122,7 +1217,7 @@ def _stop(wish: dict[str, Any], redis: dict[str, Any]) -> None:
         if redis["service_manager"] == "systemd":
             __salt__["service.stop"](f"{wish['unit']}.service")
         else:
-            _run([os.path.join(_INIT_DIR, wish["unit"]), "stop"], "did not stop", wish["unit"])
+            _stop_by_script(wish)
     except CommandExecutionError as err:
         raise CommandExecutionError(f"{wish['unit']} did not stop: {err}") from err
     facts = _service_facts(wish, redis)
@@ -1130,6 +1225,30 @@ def _stop(wish: dict[str, Any], redis: dict[str, Any]) -> None:
         raise CommandExecutionError(f"{wish['unit']} did not stop, it is {facts['active']}")
     if facts["result"] == "timeout":
         log.warning("%s was killed after its stop timeout", wish["unit"])
+
+
+def _stop_by_script(wish: dict[str, Any]) -> None:
+    facts = _script_facts(wish)
+    if facts["by_hand"]:
+        _stop_others(wish, facts["pid"])
+    else:
+        _run([os.path.join(_INIT_DIR, wish["unit"]), "stop"], "did not stop", wish["unit"])
+
+
+def _stop_others(wish: dict[str, Any], pid: int) -> None:
+    """
+    By SIGTERM: upstream's own script asks by redis-cli, without a password, and waits for ever. systemd takes a script that
+    it started for a unit that is active; that ends too, so that the name is free.
+    """
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
+    until = time.monotonic() + wish.get("stop_timeout", _STOP)
+    while _started(pid) is not None:
+        if time.monotonic() > until:
+            raise CommandExecutionError(f"process {pid} did not end")
+        time.sleep(0.05)
+    if _booted_by_systemd():
+        __salt__["service.stop"](f"{wish['unit']}.service")
 
 
 def _prove(wish: dict[str, Any], redis: dict[str, Any], old: dict[str, Any], begun: float) -> dict[str, Any]:
@@ -1228,10 +1347,7 @@ def _make_safe(wish: dict[str, Any], old: dict[str, Any]) -> tuple[dict[str, int
                 f"space in {wish['dir']}"
             )
         if aof_next and not aof_now:
-            client.config_set("appendonly", "yes")
-            info = _wait_until_idle(client, wish)
-            if info.get("aof_enabled") != 1 or info.get("aof_last_bgrewrite_status") != "ok":
-                raise CommandExecutionError(f"{wish['unit']} could not write its first AOF: look into its log")
+            _append_from_now_on(client, wish)
             notes.append("its keys were written to an AOF before")
         if aof_next and saves_at:
             # Nobody would read the snapshot that it writes at its end, and a gigabyte of it is ten seconds without Redis.
@@ -1249,6 +1365,122 @@ def _make_safe(wish: dict[str, Any], old: dict[str, Any]) -> tuple[dict[str, int
         raise CommandExecutionError(
             f"{wish['unit']} cannot be asked to save its data, so it was not stopped: {err}"
         ) from err
+
+
+def _append_from_now_on(client: Any, wish: dict[str, Any]) -> None:
+    client.config_set("appendonly", "yes")
+    info = _wait_until_idle(client, wish)
+    if info.get("aof_enabled") != 1 or info.get("aof_last_bgrewrite_status") != "ok":
+        raise CommandExecutionError(f"{wish['unit']} could not write its first AOF: look into its log")
+
+
+def _take_over(wish: dict[str, Any]) -> None:
+    """
+    What somebody else set up, before the config of the formula takes its place: whatever cuts the run off from here on,
+    the data are where a start by that config looks, and the other script does not start it, as root, at the next boot.
+    """
+    redis = _redis_package()
+    client = _connect(wish)
+    if client is None:
+        raise CommandExecutionError(
+            f"The server of {wish['config']} takes no password known here, so it was left as it is: set that in the pillar "
+            f"redis_sidekiq:redis:instances:{wish['name']}:old_passwords, then run again"
+        )
+    try:
+        if _wished(wish, "appendonly", "no").lower() == "yes" and client.config_get("appendonly").get("appendonly") != "yes":
+            _refuse_full_disk(wish, snapshot=True)
+            _wait_until_idle(client, wish)
+            _append_from_now_on(client, wish)
+    except redis.ConnectionError:
+        _refuse_unread_snapshot(wish)
+    except redis.RedisError as err:
+        raise CommandExecutionError(f"{wish['unit']} cannot be taken over: {err}") from err
+    finally:
+        client.close()
+    for path in __salt__["redis_instances.others"](wish["name"]):
+        __salt__["redis_instances.keep"](path)
+    with _failing(f"Cannot take the init script of {wish['unit']} out of the boot"):
+        if os.path.join(_INIT_DIR, wish["unit"]) in __salt__["redis_instances.others"](wish["name"]):
+            for link in _boot_links(wish["unit"], "sysv"):
+                os.unlink(link)
+
+
+def _refuse_other_places(wish: dict[str, Any], text: str) -> None:
+    """A config of somebody else's, and its server if it runs: are the data where a start by ours looks for them?"""
+    places = {**_PLACES, "dir": "/"}  # a script of the init system starts in /
+    for line in _without_remarks(text).splitlines():
+        word, _, value = line.strip().partition(" ")
+        if word.lower() in places:
+            places[word.lower()] = _unquoted(value)
+    runs = False
+    with contextlib.suppress(CommandExecutionError), _session(wish, hold=False) as client:
+        redis = _redis_package()
+        with contextlib.suppress(redis.RedisError):
+            for name in places if client else ():
+                places[name] = client.config_get(name).get(name, places[name])
+                runs = True
+    places["dir"] = os.path.realpath(os.path.join("/", places["dir"]))
+    wished = {name: _wished(wish, name, default) for name, default in _PLACES.items()}
+    # Of a server that runs nobody knows what it has not written yet.
+    data = [name for name in _PLACES if runs or os.path.exists(os.path.join(places["dir"], places[name]))]
+    own = f"redis_sidekiq:redis:instances:{wish['name']}"
+    if data and places["dir"] != os.path.realpath(wish["dir"]):
+        raise CommandExecutionError(
+            f"The Redis that was set up by hand with {wish['config']} has its data in {places['dir']}, and the settings say "
+            f"{wish['dir']}: set {own}:dir to the former, or stop that server and move its files there"
+        )
+    moved = [name for name in data if places[name] != wished[name]]
+    if moved:
+        raise CommandExecutionError(
+            f"The Redis that was set up by hand with {wish['config']} has its data under other names: set "
+            + ", ".join(f"{own}:directives:{name} to {places[name]!r}" for name in moved)
+        )
+
+
+def _without_remarks(text: str) -> str:
+    return "".join(f"{line}\n" for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#"))
+
+
+def _own_data(wish: dict[str, Any], redis: dict[str, Any]) -> None:
+    """
+    The user of the settings owns the data, which a server of somebody else's may have written as root. Files with more
+    names than one are left: in a folder of another user's they could be names of anything.
+    """
+    with contextlib.suppress(KeyError, FileNotFoundError, NotADirectoryError):
+        owner = pwd.getpwnam(redis["user"]).pw_uid, grp.getgrnam(redis["group"]).gr_gid
+        with _failing(f"Cannot give the data in {wish['dir']} to {redis['user']}"), _folder(wish["dir"]) as folder:
+            for name, default in _PLACES.items():
+                _own(_wished(wish, name, default), folder, owner)
+
+
+def _own(name: str, folder: int, owner: tuple[int, int]) -> None:
+    """A file, or a folder with the files in it; nothing is followed."""
+    try:
+        handle = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+    except OSError as err:
+        if err.errno in (errno.ENOENT, errno.ELOOP, errno.ENXIO):
+            return
+        raise
+    try:
+        info = os.fstat(handle)
+        if stat.S_ISDIR(info.st_mode):
+            for entry in os.listdir(handle):
+                _own(entry, handle, owner)
+        elif not stat.S_ISREG(info.st_mode) or info.st_nlink != 1:
+            return
+        if info.st_uid != owner[0]:
+            os.fchown(handle, *owner)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def _folder(path: str) -> Iterator[int]:
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield handle
+    finally:
+        os.close(handle)
 
 
 def _refuse_full_disk(wish: dict[str, Any], snapshot: bool) -> None:
@@ -1450,6 +1682,8 @@ def _passwords(wish: dict[str, Any]) -> Iterator[str]:
     yield wish["password"]
     yield from wish.get("old_passwords", [])
     yield _password_in(_file_facts(wish["config"]).get("text", ""))
+    # A run that took the instance over and was cut off has left its server with the password of then.
+    yield _password_in(_file_facts(__salt__["redis_instances.kept"](wish["config"])).get("text", ""))
     yield __context__.get("redis_server.passwords", {}).get(wish["name"], "")
     yield ""
 
@@ -1466,7 +1700,9 @@ def _host(bind: list[str]) -> str:
 def _redis_package() -> Any:
     try:
         import redis  # late: it costs 0.04 s, and it may have been installed by this very run
-    except ImportError:
+    except ImportError as err:
+        if getattr(err, "name", "") not in ("", None, "redis"):
+            raise CommandExecutionError(f"The package redis of Salt's Python does not load: {err}") from None
         raise CommandExecutionError("Salt's Python has no package redis: apply redis_sidekiq.packages first") from None
     return redis
 

@@ -554,7 +554,7 @@ ALLOW_FROM_MINE = Section(
 )
 
 INSTANCES = Entries(
-    "One Redis server per port, `/etc/redis/PORT.conf` and `/var/redis/PORT`. A new one stands beside the default one; "
+    "One Redis server per port, `/etc/redis/PORT.conf`, its data in `/var/redis/PORT`. A new one stands beside the default one; "
     "`6379: null` takes that away.",
     "port",
     "PORT",
@@ -612,6 +612,13 @@ INSTANCES = Entries(
             example=["10.0.0.0/24"],
         ),
         "allow_from_mine": ALLOW_FROM_MINE,
+        "dir": Setting(
+            "own folder or empty",
+            "",
+            "Where the data lie; empty: `/var/redis/PORT`. A run does not move them: for a disk of their own, or for data that "
+            "are there already.",
+            example="/var/lib/redis/6379",
+        ),
         "maxmemory": Setting(
             "size",
             "",
@@ -742,7 +749,7 @@ REDIS = Section(
         "purge_data": Setting(
             "boolean",
             False,
-            "Does `redis_sidekiq.clean` delete `/var/redis/PORT` too? Off: a way back must not cost the jobs.",
+            "Does `redis_sidekiq.clean` delete the instances' data too? Off: a way back must not cost the jobs.",
         ),
         "backup": BACKUP,
         "instances": INSTANCES,
@@ -1126,6 +1133,9 @@ CONTRACT = Section(
     },
 )
 
+# Older ones lose queued runs, and mix up modules that are loaded at the same time.
+SALT = (3006, 28)
+
 # The operating system's layer, by os_family: packages for each purpose.
 PACKAGES = {
     "Debian": {
@@ -1148,7 +1158,7 @@ PACKAGES = {
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def settings(reveal: bool = False, **kwargs: Any) -> dict[str, Any]:
+def settings(reveal: bool = False, given: dict | None = None, **kwargs: Any) -> dict[str, Any]:
     """
     The settings of this minion: defaults, operating system and pillar merged, checked, and what follows from them.
 
@@ -1156,6 +1166,8 @@ def settings(reveal: bool = False, **kwargs: Any) -> dict[str, Any]:
         With secrets (bool, default False): ``password``, ``old_passwords``, the ``hashes`` of users and the ``contents``
         of ``tls`` of each Redis instance, ``env`` of each service. Only for
         modules in the minion's own process: over Salt's bus or on a command line it is refused.
+    given
+        A pillar, with the key ``redis_sidekiq``, in place of the minion's own: salt-ssh calls modules without one.
 
     Returns a dictionary of plain data: ``roles``, ``packages``, ``redis``, ``firewall``, ``deploy``, ``sidekiq``; see
     part 4 of this file for what each holds. Raises SaltInvocationError with every mistake of the pillar, a line each.
@@ -1170,9 +1182,9 @@ def settings(reveal: bool = False, **kwargs: Any) -> dict[str, Any]:
     unknown = [name for name in kwargs if not name.startswith("__pub_")]
     if unknown:
         raise SaltInvocationError(f"redis_sidekiq.settings takes no {', '.join(sorted(unknown))}; it takes: reveal")
-    if reveal and kwargs:
+    if reveal and (kwargs or given is not None):
         raise SaltInvocationError("Secrets are not returned to a command line or over Salt's bus: leave out reveal")
-    wish, problems = _examine(_said(__pillar__))
+    wish, problems = _examine(_said(__pillar__ if given is None else given))
     if problems.lines:
         raise SaltInvocationError("\n".join(problems.lines))
     return _derive(wish, reveal)
@@ -1342,6 +1354,12 @@ def _examine(said: Any) -> tuple[dict[str, Any], Problems]:
             ROOT,
             f"found a minion of the family {__grains__.get('os_family', 'unknown')}; "
             f"this formula works on the {' and '.join(PACKAGES)} family, target only those",
+        )
+    found = [part for part in __grains__.get("saltversioninfo") or () if isinstance(part, int)]
+    if found and tuple(found) < SALT:
+        problems.add(
+            ROOT, f"found a minion with Salt {'.'.join(map(str, found))}; this formula works with {'.'.join(map(str, SALT))} "
+            "and newer, upgrade Salt first"
         )
     wish = _read(CONTRACT, said, ROOT, problems)
     _read_version_from_source(wish["redis"], said, problems)
@@ -2182,7 +2200,7 @@ _OWN_DIRECTIVES = {
     "appendfsync": "set appendfsync of the instance",
     "save": "set save of the instance",
     "databases": "set databases of the instance",
-    "dir": "the data lie in /var/redis/PORT",
+    "dir": "set dir of the instance",
     "daemonize": "it follows from redis:service_manager",
     "supervised": "it follows from redis:service_manager",
     "pidfile": "it follows from redis:service_manager",
@@ -2577,9 +2595,31 @@ def _backup(wish, port) -> dict[str, Any]:
     return {name: own[name] if own[name] is not None else value for name, value in wish["redis"]["backup"].items()}
 
 
+def _data_lie_apart(wish, problems):
+    """
+    `instances:PORT:dir` is one instance's alone, no place where files are lost at a boot, and one that its unit can see
+    (`ProtectHome`, `PrivateTmp`).
+    """
+    away = [*"/dev /etc /home /proc /root /run /sys /tmp /var/run /var/tmp".split(), wish["redis"]["prefix"]]
+    taken = {}
+    for name, entry in wish["redis"]["instances"].items():
+        path, folder = f"{R}:instances:{name}:dir", _data_folder(name, entry)
+        if problems.at(path):
+            continue
+        inside = [other for other in away if f"{folder}/".startswith(f"{other}/")]
+        if inside:
+            problems.add(path, f"found {folder!r}, which lies in {inside[0]}; take a folder that is not emptied at a boot, "
+                         "and that other services may see")
+        shared = [other for other in taken if f"{folder}/".startswith(f"{other}/") or f"{other}/".startswith(f"{folder}/")]
+        if shared:
+            problems.add(path, f"found {folder!r}, where the instance {taken[shared[0]]} has its data; take another")
+        taken[folder] = name
+
+
 def _backups_lie_apart(wish, problems):
     """`backup:dir` lies neither in Redis' own folders nor where files are lost at a boot."""
     away = ["/dev", "/etc/redis", "/proc", "/run", "/sys", "/tmp", "/var/redis", "/var/run", wish["redis"]["prefix"]]
+    away += [entry["dir"] for entry in wish["redis"]["instances"].values()]
     places = {f"{R}:backup:dir": wish["redis"]["backup"]["dir"]}
     for port, entry in wish["redis"]["instances"].items():
         places[f"{R}:instances:{port}:backup:dir"] = entry["backup"]["dir"]
@@ -2912,6 +2952,7 @@ RULES = (
     _beyond_loopback_is_guarded,
     _users_are_behind_a_password,
     _users_may_do_something,
+    _data_lie_apart,
     _backups_lie_apart,
     _backups_can_be_timed,
     _redis_is_not_open_to_everybody,
@@ -3193,7 +3234,7 @@ def _instance(name, entry, redis, manager, reveal) -> dict[str, Any]:
         "port": int(name) if _has_plain_port(entry) else 0,
         "unit": f"redis_{name}",
         "config": f"/etc/redis/{name}.conf",
-        "dir": f"/var/redis/{name}",
+        "dir": _data_folder(name, entry),
         "bind": entry["bind"],
         "allow_from": entry["allow_from"],
         "has_password": bool(entry["password"]),
@@ -3210,6 +3251,10 @@ def _instance(name, entry, redis, manager, reveal) -> dict[str, Any]:
     }
     secrets = {key: entry[key] for key in ("password", "old_passwords")}
     return {**instance, **secrets} if reveal else instance
+
+
+def _data_folder(name, entry) -> str:
+    return entry["dir"] or f"/var/redis/{name}"
 
 
 def _socket(name, entry) -> str:
@@ -3307,7 +3352,7 @@ def _directives(name, entry, socket, tls, manager) -> list[list[str]]:
         ["logfile", f"/var/log/redis/{name}.log" if sysv else '""'],
         ["databases", str(entry["databases"])],
         *(["save", point] for point in entry["save"] or ['""']),
-        ["dir", f"/var/redis/{name}"],
+        ["dir", _data_folder(name, entry)],
     ]
     if entry["maxmemory"]:
         lines.append(["maxmemory", entry["maxmemory"]])

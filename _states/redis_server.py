@@ -176,7 +176,7 @@ def mod_watch(
     return _would(ret, f"Redis instance {name} would be restarted, because something that it watches would change")
 
 
-def service_absent(name: str, manager: str) -> dict[str, Any]:
+def service_absent(name: str, manager: str, start: bool = False) -> dict[str, Any]:
     """
     A service manager does not know an instance: it is stopped with care for its data, and its unit or script is gone.
 
@@ -184,6 +184,8 @@ def service_absent(name: str, manager: str) -> dict[str, Any]:
         Name of the instance in the settings: its port.
     manager
         ``systemd`` or ``sysv``.
+    start
+        Where it ran, it runs on under the manager of the settings, whose unit or script is there (bool, default False).
 
     Example:
 
@@ -202,8 +204,9 @@ def service_absent(name: str, manager: str) -> dict[str, Any]:
             return _same(ret, f"{manager} knows nothing of Redis instance {name}")
         ret["changes"] = {"removed": found}
         if __opts__["test"]:
-            return _would(ret, f"Redis instance {name} would be stopped, and {', '.join(found)} removed")
-        sentence = __salt__["redis_server.service_remove"](name, manager)
+            then = ", and started anew if it runs" if start else ""
+            return _would(ret, f"Redis instance {name} would be stopped, {', '.join(found)} removed{then}")
+        sentence = __salt__["redis_server.service_remove"](name, manager, start)
         left = __salt__["redis_server.service_files"](name, manager)
         if left:
             return _failed(ret, f"{', '.join(left)} are still there")

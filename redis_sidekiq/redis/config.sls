@@ -53,16 +53,6 @@ The folder for Redis' logs is there:
 
 {%- for instance in redis.instances %}
 
-Redis instance {{ instance.name }} has a folder for its data:
-  file.directory:
-    - name: {{ instance.dir | tojson }}
-    - user: {{ redis.user | tojson }}
-    - group: {{ redis.group | tojson }}
-    - mode: '0700'
-    - require:
-      - user: The user {{ redis.user }}, who runs Redis, is there
-      - file: /var/redis
-
 Redis instance {{ instance.name }} has its config:
   redis_server.config:
     - name: {{ instance.config | tojson }}
@@ -71,4 +61,17 @@ Redis instance {{ instance.name }} has its config:
       - redis_upgrade: Redis instance {{ instance.name }} may run the build of the settings
       - user: The user {{ redis.user }}, who runs Redis, is there
       - file: /etc/redis
+
+# After the config: a server of somebody else's, that is taken over, may still write there as another user until then.
+Redis instance {{ instance.name }} has a folder for its data:
+  file.directory:
+    - name: {{ instance.dir | tojson }}
+    - user: {{ redis.user | tojson }}
+    - group: {{ redis.group | tojson }}
+    - mode: '0700'
+    - makedirs: true
+    - require:
+      - user: The user {{ redis.user }}, who runs Redis, is there
+      - file: /var/redis
+      - redis_server: {{ instance.config }}
 {%- endfor %}

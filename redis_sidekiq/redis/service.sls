@@ -11,13 +11,6 @@ include:
 {%- if redis.service_manager == "systemd" %}
 {%- set service_file = "/etc/systemd/system/" ~ instance.unit ~ ".service" %}
 
-Redis instance {{ instance.name }} has no init script:
-  redis_server.service_absent:
-    - name: {{ instance.name | tojson }}
-    - manager: sysv
-    - require:
-      - redis_server: {{ instance.config }}
-
 Redis instance {{ instance.name }} has its unit:
   file.managed:
     - name: {{ service_file }}
@@ -30,16 +23,18 @@ Redis instance {{ instance.name }} has its unit:
     - group: root
     - mode: '0644'
     - require:
-      - redis_server: Redis instance {{ instance.name }} has no init script
-{%- else %}
-{%- set service_file = "/etc/init.d/" ~ instance.unit %}
+      - redis_server: {{ instance.config }}
 
-Redis instance {{ instance.name }} has no unit:
+Redis instance {{ instance.name }} has no init script:
   redis_server.service_absent:
     - name: {{ instance.name | tojson }}
-    - manager: systemd
+    - manager: sysv
+    - start: true
     - require:
-      - redis_server: {{ instance.config }}
+      - file: {{ service_file }}
+      - file: {{ instance.dir }}
+{%- else %}
+{%- set service_file = "/etc/init.d/" ~ instance.unit %}
 
 Redis instance {{ instance.name }} has its init script:
   file.managed:
@@ -53,7 +48,16 @@ Redis instance {{ instance.name }} has its init script:
     - group: root
     - mode: '0755'
     - require:
-      - redis_server: Redis instance {{ instance.name }} has no unit
+      - redis_server: {{ instance.config }}
+
+Redis instance {{ instance.name }} has no unit:
+  redis_server.service_absent:
+    - name: {{ instance.name | tojson }}
+    - manager: systemd
+    - start: true
+    - require:
+      - file: {{ service_file }}
+      - file: {{ instance.dir }}
 {%- endif %}
 
 Redis instance {{ instance.name }} works by its config:

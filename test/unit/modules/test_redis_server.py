@@ -44,6 +44,8 @@ def redis_server(load):
         "redis_build.builds": lambda prefix: [{"build": "7.0.15-abc"}],
         "redis_build.name": lambda *flags, **more: "7.0.15-abc",
         "redis_config.drift": lambda instance: module.drift,
+        "redis_instances.kept": lambda path: f"/nonexistent{path}",
+        "redis_instances.others": lambda instance: [],
         "redis_sidekiq.settings": lambda reveal=False: {"redis": module.redis},
         "redis_upgrade.facts": lambda instance: {"under_way": "", "wished": "7.0.15-abc"},
     }

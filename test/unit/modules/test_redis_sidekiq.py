@@ -176,6 +176,20 @@ def test_another_family_of_systems(redis_sidekiq, check):
     assert "Debian" in line
 
 
+@pytest.mark.parametrize(("version", "wrong"), [([3006, 27], 1), ([3005, 5, "rc1"], 1), ([3006, 28], 0), ([3008, 3], 0)])
+def test_an_older_salt(redis_sidekiq, check, version, wrong):
+    redis_sidekiq.__grains__["saltversioninfo"] = version
+    lines = check({})
+    assert len(lines) == wrong
+    assert all(line.endswith("this formula works with 3006.28 and newer, upgrade Salt first") for line in lines)
+
+
+def test_data_may_lie_elsewhere(settle):
+    instances = {"6379": {"dir": "/srv/redis"}}
+    (instance,) = settle({"redis_sidekiq": {"redis": {"instances": instances}}})["redis"]["instances"]
+    assert instance["dir"] == "/srv/redis" and ["dir", "/srv/redis"] in instance["directives"]
+
+
 def test_a_pillar_that_did_not_render_is_not_taken_for_the_defaults(settle, check):
     with pytest.raises(SaltInvocationError, match="did not render"):
         settle({"_errors": ["..."]})
