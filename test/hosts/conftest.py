@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import threading
@@ -15,7 +16,9 @@ from test.hosts.harness import images
 from test.hosts.harness.fixtures import boot
 from test.hosts.harness.host import Host, prune
 from test.hosts.harness.machine import SNAPSHOTS, locked
-from test.hosts.lab import REPO, Master, StateRun, apply_locally, make_masterless, put_pillar, redis_version, tarball
+from test.hosts.lab import (
+    FILE_ROOT, REPO, Master, StateRun, apply_locally, make_masterless, put_pillar, redis_version, salt_call, tarball
+)  # fmt: skip
 from test.hosts.redis_lab import configure
 
 pytest_plugins = ["test.hosts.harness.fixtures"]
@@ -23,7 +26,8 @@ pytest_plugins = ["test.hosts.harness.fixtures"]
 # The process that stands for this run of the tests: pytest's, or the one of all its lanes.
 RUN = int(os.environ.get("TEST_RUN", os.getpid()))
 # What a converged host has of the roles that a pillar with Redis alone does not name.
-OTHER_ROLES = ("/etc/sudoers.d/sidekiq-deploy", "/usr/local/lib/redis_sidekiq/ufw_rollback.py")
+ROLLBACK = "/usr/local/lib/redis_sidekiq/ufw_rollback.py"
+OTHER_ROLES = ("/etc/sudoers.d/sidekiq-deploy", ROLLBACK)
 FACTS = (REPO / "test/hosts/facts.py").read_text()
 
 
@@ -273,6 +277,23 @@ def make_tls_image(image: str, converged: str) -> str:
             made = host.snapshot(f"{image}-tls", RUN)
             record.write_text(made)
         return record.read_text()
+
+
+@pytest.fixture(scope="session")
+def firewall_image(hosts_gone_at_the_end):
+    """Return a function of an image that gives one with ufw (off), sshd and the formula's modules in place."""
+    return functools.cache(make_firewall_image)
+
+
+def make_firewall_image(image: str) -> str:
+    """Install ufw and sshd on a bare host, have Salt take the formula's modules, and make an image of the host."""
+    host = boot(f"fw-{image}", image)
+    host.run(["apt-get", "install", "-y", "ufw", "openssh-server"], timeout=300)
+    make_masterless(host, {"redis_sidekiq": {}})
+    host.run(["install", "-D", f"{FILE_ROOT}/redis_sidekiq/firewall/files/ufw_rollback.py", ROLLBACK])
+    salt_call(host, "saltutil.sync_all")
+    host.power_off()
+    return host.snapshot(f"{image}-firewall", RUN)
 
 
 @pytest.fixture

@@ -125,7 +125,7 @@ class Lab:
     def _sshd(self, ports: tuple, listen: tuple = ()) -> None:
         lines = [f"Port {port}" for port in ports] if not listen else [f"ListenAddress {address}" for address in listen]
         self.host.write("/etc/ssh/sshd_config.d/lab.conf", "\n".join(lines) + "\n")
-        self.host.run(["systemctl", "restart", "ssh"])
+        self.host.run(["sh", "-c", "systemctl reset-failed ssh; systemctl restart ssh"])
 
     def _ufw(self, ipv6: bool, rules: list[str]) -> None:
         yes = "yes" if ipv6 else "no"

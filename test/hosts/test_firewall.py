@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import pytest
 
+from test.hosts.conftest import ROLLBACK
 from test.hosts.harness.host import Host
-from test.hosts.lab import FILE_ROOT, StateRun, apply_locally, make_masterless, salt_call, wait_for
+from test.hosts.lab import FILE_ROOT, StateRun, apply_locally, wait_for
 
 # Both carry ufw 0.36.2: what is not about iptables or the kernel is tried on one of them, in full by `make soak`.
 IMAGES = ["bookworm", pytest.param("trixie", marks=pytest.mark.soak)]
@@ -18,7 +19,6 @@ on_both = pytest.mark.parametrize("host", ["bookworm", "trixie"], indirect=True)
 CLEAN = '#!json\n{"fw": {"ufw_rules.absent": []}}'
 SSH, HTTP = {"name": "ssh", "port": 22}, {"name": "http", "port": 80}
 REDIS = {"name": "redis_6379", "port": 6379, "from": "10.1.2.3/8"}
-ROLLBACK = "/usr/local/lib/redis_sidekiq/ufw_rollback.py"
 FACTS = (
     "cat /etc/ufw/*.rules /etc/ufw/ufw.conf /etc/default/ufw; iptables -S; ip6tables -S; ls -A /var/lib/redis_sidekiq"
 )
@@ -45,30 +45,10 @@ print(json.dumps({"open": sum(ok for _, ok in found), "shut": sorted(at for at, 
 """
 
 
-@pytest.fixture(scope="module")
-def prepared(module_hosts):
-    """Return a function of (image) that gives an image with ufw, sshd and the formula's modules in place."""
-    made: dict[str, str] = {}
-
-    def image_of(image: str) -> str:
-        if image not in made:
-            host = module_hosts(f"fw-{image}", image=image)
-            host.run(["apt-get", "install", "-y", "ufw", "openssh-server"], timeout=300)
-            make_masterless(host, {"redis_sidekiq": {}})
-            host.run(["install", "-D", f"{FILE_ROOT}/redis_sidekiq/firewall/files/ufw_rollback.py", ROLLBACK])
-            salt_call(host, "saltutil.sync_all")
-            host.power_off()
-            made[image] = host.snapshot(f"{image}-firewall")
-            host.down()
-        return made[image]
-
-    return image_of
-
-
 @pytest.fixture(params=IMAGES)
-def host(request, prepared, make_host) -> Host:
+def host(request, firewall_image, make_host) -> Host:
     """A host with ufw installed and off, sshd running, and something that listens on port 9999."""
-    host = make_host(f"fw-in-{request.param}", image=prepared(request.param))
+    host = make_host(f"fw-in-{request.param}", image=firewall_image(request.param))
     listen(host)
     return host
 
@@ -181,7 +161,6 @@ print(web.recv(99).decode().split()[1], flush=True)
 """
 
 
-@on_both
 def test_connections_that_stand_go_on_though_they_were_silent(host, outside):
     outside.run(["rm", "-f", "/tmp/speak"])
     speaker = outside.popen(["python3", "-c", SPEAKER, host.address])
@@ -234,7 +213,6 @@ def test_denial_wins_against_the_rule_after_it(host, outside):
     assert reaches(outside, host, 9999)
 
 
-@on_both
 def test_policy_of_a_running_firewall_changes_without_shutting_ssh(host, outside):
     host.run(["ufw", "default", "allow", "incoming"])
     host.run(["ufw", "--force", "enable"])
