@@ -136,6 +136,7 @@ def sudoers_validate(text: str, name: str, gone: Collection[str] = ()) -> None:
             "use an absolute path that ends in letters, digits, - and _ only"
         )
     visudo = _tool("visudo", "sudo")
+    _refuse_sudo_rs()
     # TMPDIR may belong to anybody; a folder made by mkdtemp is 0700 and root's.
     with tempfile.TemporaryDirectory(prefix="sudoers-") as folder:
         os.mkdir(os.path.join(folder, "candidate"))
@@ -411,6 +412,20 @@ def _user_name(uid: int) -> str:
         return str(uid)
 
 
+def _refuse_sudo_rs() -> None:
+    """It knows no NOEXEC, and its ``sudo -l -U`` needs a rule for root (sudo-rs 0.2.5): nothing could be proven."""
+    sudo = _tool("sudo", "sudo")
+    answer = __salt__["cmd.run_all"](
+        [sudo, "--version"], python_shell=False, env={"LC_ALL": "C", "LANGUAGE": "C"}, ignore_retcode=True
+    )
+    said = (answer["stdout"] or answer["stderr"]).strip()
+    if said.startswith("sudo-rs"):
+        raise CommandExecutionError(
+            f"{sudo} is {said}, which knows no NOEXEC and does not tell root what another user may "
+            "do, so our rules do not hold there: let it be the sudo of the package sudo"
+        )
+
+
 def _visudo(visudo: str, path: str, strict: bool = False) -> str:
     """visudo's complaint about a file and what it includes; empty when it has none."""
     argv = [visudo, "-c", *(["-s"] if strict else []), "-f", path]
@@ -506,6 +521,7 @@ def _sudo_rules(user: str) -> list[dict[str, Any]]:
         argv, python_shell=False, env={"LC_ALL": "C", "LANGUAGE": "C"}, ignore_retcode=True
     )
     if answer["retcode"] != 0 and "is not allowed to run sudo" not in answer["stdout"]:
+        _refuse_sudo_rs()
         raise CommandExecutionError(f"sudo does not answer about {user}: {answer['stderr'] or answer['stdout']}")
     return _read_sudo_rules(answer["stdout"])
 

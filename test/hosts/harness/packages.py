@@ -82,6 +82,20 @@ def valkey() -> dict:
     return {"source": f"/packages/{name}", "source_hash": f"sha256={digest}"}
 
 
+def sudo_rs() -> str:
+    """Where hosts find Debian 13's package sudo-rs, which is fetched when a test asks for it."""
+    name = "sudo-rs.deb"
+    with locked("packages-sudo-rs"):
+        if not (PACKAGES / name).exists():
+            PACKAGES.mkdir(parents=True, exist_ok=True)
+            with images.builder("trixie") as root:
+                images.inside(root, ["sh", "-c", "cd /srv && exec apt-get -qq download sudo-rs"])
+                draft = PACKAGES / f".{name}-{os.getpid()}"
+                shutil.copy(next((root / "srv").glob("sudo-rs_*.deb")), draft)
+                draft.rename(PACKAGES / name)
+    return f"/packages/{name}"
+
+
 def _redis_source(root: Path, suite: str) -> None:
     version, digest = REDIS[suite]
     _source(root, "redis", f"redis-{version}.tar.gz", digest)
