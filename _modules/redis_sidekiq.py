@@ -1921,7 +1921,21 @@ def _read_service(value: str) -> str:
     return value
 
 
+def _is_resolved(value: str) -> str:
+    """A secret, and not what somebody wrote in its place for Salt to put it there."""
+    if "-----BEGIN PGP MESSAGE" in value:
+        raise Wrong("it is still encrypted: the pillar file begins with #!jinja|yaml|gpg, and the key is where it is rendered")
+    if value.startswith("sdb://"):
+        raise Wrong("Salt resolves no sdb:// in a pillar; write {{ salt['sdb.get']('sdb://...') | tojson }}")
+    if value.startswith("{{") and value.endswith("}}"):
+        raise Wrong("it is Jinja that was not rendered: the pillar file's first line leaves out jinja")
+    if value == "None":
+        raise Wrong("Jinja writes None for what it did not find; with | tojson behind it that is null")
+    return value
+
+
 def _read_url(value: str) -> str:
+    value = _is_resolved(value)
     if value.startswith(("unix:", "redis:", "rediss:")):
         return value
     raise Wrong
@@ -1961,7 +1975,7 @@ def _pem(label: str) -> str:
 
 def _read_pem(value: str) -> str:
     """The blocks that Redis would read, each as base64; comments around them are as many tools write them."""
-    if not value:
+    if not _is_resolved(value):
         return value
     if "ENCRYPTED" in value:
         raise Wrong("a key without a passphrase: nobody is there to type it")
@@ -2000,6 +2014,7 @@ _PLACE = r"[^\s\x00-\x1f\x7f\x22'\\]"  # a character of a path or URL
 _PATH = rf"(?!.*/\.\.(?:/|$))/{_PLACE}*"
 _SOURCE = f"(?:https|salt|file)://(?![^/]*@){_PLACE}+|/{_PLACE}+"
 _USER = r"[a-z_][a-z0-9_-]{0,31}(?:\.[a-z0-9_-]{1,31})?"
+_NO_SECRET = "(?!sdb://|None$)"
 _WORD = r"[^\x00-\x1f\x7f]+"
 _user = _text("a name like deploy: lower case, digits, _ and -, not root", f"(?!root$){_USER}", _read_user)
 _path = _text("an absolute path without spaces or quotes", _PATH, _read_path)
@@ -2125,13 +2140,13 @@ KINDS = {
     "own folder or empty": _or_empty(_own_folder),
     "user": _user,
     "user or empty": _or_empty(_user),
-    "password": _text("text without control characters, or empty", r"[^\x00-\x1f\x7f]*"),
+    "password": _text("text without control characters, or empty", rf"{_NO_SECRET}[^\x00-\x1f\x7f]*", _is_resolved),
     "url": _text(
         "redis://, rediss:// or unix:// and a place, without spaces, or empty",
         r"(?:(?:rediss?|unix)://[^\s\x00-\x1f\x7f]+)?",
         lambda value: value and _read_url(value),
     ),
-    "secret": _text("text without control characters, not empty", r"[^\x00-\x1f\x7f]+"),
+    "secret": _text("text without control characters, not empty", rf"{_NO_SECRET}[^\x00-\x1f\x7f]+", _is_resolved),
     "redis user": _redis_user,
     "redis user or empty": _or_empty(_redis_user),
     "acl rule": _text(
@@ -2283,6 +2298,11 @@ def _read_variables(value: dict, path: str, problems: Problems) -> dict[str, str
             problems.add(place, f"found {_form(content)}; allowed: text, a number, true or false; '' for empty")
         else:
             result[name] = str(content).lower() if isinstance(content, bool) else str(content)
+            try:
+                _is_resolved("" if content == "None" else result[name])
+            except Wrong as wrong:
+                problems.add(place, f"found {HIDDEN}; allowed: text of one line; {wrong}")
+                continue
             if re.search(r"[\x00-\x08\x0a-\x1f\x7f]", result[name]) or not _is_text(result[name]):
                 problems.add(place, f"found {HIDDEN}, with control characters; allowed: text of one line")
     return result
@@ -2357,7 +2377,7 @@ MAPS = {
             "propertyNames": _names(_VARIABLE, "letters, digits and _; for REDIS_URL set redis or redis_url", "REDIS_URL"),
             "additionalProperties": {
                 "type": ["string", "number", "boolean"],
-                "pattern": r"^[^\x00-\x08\x0a-\x1f\x7f]*$|^\s*-----BEGIN PGP MESSAGE-----",
+                "pattern": r"^(?!sdb://)[^\x00-\x08\x0a-\x1f\x7f]*$|^\s*-----BEGIN PGP MESSAGE-----",
                 "patternErrorMessage": "Allowed: text of one line.",
             },
         },

@@ -456,6 +456,20 @@ SECURITY = [
     ),
 ]
 
+PGP = "-----BEGIN PGP MESSAGE-----\n\nhQEMA\n-----END PGP MESSAGE-----\n"
+UNRESOLVED = [
+    ("an encrypted password", instance(password=PGP), [f"{INSTANCE}:password: found a value that", "still encrypted", "|gpg"]),
+    ("an encrypted variable", service(env={"KEY": PGP}), [f"{SERVICE}:env:KEY: found a value that", "still encrypted"]),
+    ("an encrypted key", redis(tls={"key_pem": PGP}), [f"{REDIS}:tls:key_pem: found a value that", "still encrypted"]),
+    ("a reference for a password", instance(password="sdb://vault/redis"), [f"{INSTANCE}:password: found", "salt['sdb.get']"]),
+    ("a reference for a user's password", user(secrets=["sdb://x/y"]), [f"{USER}:passwords: found", "salt['sdb.get']"]),
+    ("a reference for a URL", service(redis_url="sdb://x/y"), [f"{SERVICE}:redis_url: found", "salt['sdb.get']"]),
+    ("a reference for a variable", service(env={"KEY": "sdb://x/y"}), [f"{SERVICE}:env:KEY: found", "salt['sdb.get']"]),
+    ("Jinja for a password", instance(password="{{ salt['x']() }}"), [f"{INSTANCE}:password: found", "not rendered"]),
+    ("a password that was not found", instance(password="None"), [f"{INSTANCE}:password: found", "| tojson"]),
+    ("null for a password", instance(password=None), [f"{INSTANCE}:password: found nothing (null)", "leave the key out"]),
+]  # fmt: skip
+
 BACKUPS = [
     (
         "a misspelt time of a backup",
@@ -873,6 +887,7 @@ WRONG_PILLARS = [
     *WINDOWS,
     *KERNEL,
     *INSTANCES,
+    *UNRESOLVED,
     *BACKUPS,
     *SECURITY,
     *USERS,

@@ -93,6 +93,7 @@ EXCEPTIONS = [
     ("the services that this host's /etc/services knows", "ports or empty", in_services),
     ("a range's ends, and how many ports ranges count as", "ports or empty", ports),
     ("characters that cannot be seen, of which Python knows more", "comment", lambda value: not value.isprintable()),
+    ("a secret that Jinja has yet to put there", "", lambda value: value.startswith("{{")),
     ("a secret that the gpg renderer has yet to decrypt", "", lambda value: str(value).lstrip().startswith("-----BEGIN PGP")),
 ]
 
