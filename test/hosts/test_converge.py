@@ -40,6 +40,15 @@ def test_second_run_changes_and_restarts_nothing(sites, image):
     assert site.pids_after == site.pids
 
 
+def test_check_and_drift_say_so(sites, image):
+    site = sites(image)
+    report = site.master.call(site.host, "redis_sidekiq.check")
+    assert report["ok"] and report["next_run"] == report["takes_over"] == [], report
+    assert set(report["facts"]["restarts"].values()) == {""}
+    # A container may not set all that Redis asks of the kernel.
+    assert {row["subject"] for row in site.master.call(site.host, "redis_sidekiq.drift")} <= {"kernel"}
+
+
 def test_redis_is_the_built_one_with_safe_defaults(sites, image):
     host = sites(image).host
     pid = app.main_pid(host, "redis_6379")
