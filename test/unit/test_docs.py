@@ -79,7 +79,7 @@ def test_yaml_is_a_right_pillar(block, redis_sidekiq):
         redis_sidekiq.__pillar__ = data
         # Groups that the pages name, on the host that they speak of.
         redis_sidekiq.grp.getgrnam = {name: SimpleNamespace(gr_name=name) for name in ("deploy", "ops")}.__getitem__
-        assert redis_sidekiq.check() == []
+        assert redis_sidekiq.mistakes() == []
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ LINE = re.compile(r"redis_sidekiq(:[A-Za-z0-9_.@*-]*)*: .+")
 def judge(module, pillar) -> bool:
     """Sentences or settings; returns whether it is right."""
     module.__pillar__ = pillar
-    lines = module.check()
+    lines = module.mistakes()
     assert all(LINE.fullmatch(line) for line in lines), lines
     assert "hunter2" not in "\n".join(lines)
     if lines:
