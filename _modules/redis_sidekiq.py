@@ -3031,8 +3031,14 @@ def _sibling(name: str) -> Callable:
 def _fresh_modules() -> Any:
     """
     Modules that see the pillar as a run would: as it is on the master now. A minion that stays in memory keeps the one of
-    its start or of the last `saltutil.refresh_pillar`; salt-call, by which salt-ssh works too, has a fresh one.
+    its start or of the last `saltutil.refresh_pillar`; salt-call has a fresh one. What salt-ssh calls there has none at
+    all, but for states (salt/client/ssh/__init__.py: it is known by its root_dir).
     """
+    if os.path.basename(str(__opts__.get("root_dir", "")).rstrip("/")) == "running_data":
+        raise SaltInvocationError(
+            "By salt-ssh this function sees no pillar, and would answer for an empty one: ask by "
+            "`state.apply redis_sidekiq test=True`"
+        )
     if __opts__.get("__cli") == "salt-call":
         return __salt__
     import salt.pillar  # late: every run renders by this module, and needs none

@@ -64,7 +64,7 @@ def report() -> dict[str, Any]:
                 look(found, settings)
             except _ERRORS as err:
                 found["warnings"].append(f"{subject}: could not be looked at: {_line(err)}")
-        takes_over = __salt__["redis_sidekiq_takeover.found"](found.pop("held", []))
+        takes_over = _look_around(found)
         run = next_run()
         next_lines = [f"{state['id']}: {state['comment']}" for state in run["states"]]
         found["problems"] += [*run["refused"], *(f"{state['id']}: {state['comment']}" for state in run["failed"])]
@@ -120,6 +120,19 @@ def next_run() -> dict[str, Any]:
 
 
 # --- below: how it is done -------------------------------------------------------------------------------------------
+
+# What is there
+
+
+def _look_around(found: dict[str, Any]) -> list[str]:
+    try:
+        others = __salt__["redis_sidekiq_takeover.found"]()
+    except _ERRORS as err:
+        found["warnings"].append(f"host: what others made there could not be looked at: {_line(err)}")
+        return []
+    found["problems"] += others["problems"]
+    return others["takes_over"]
+
 
 # What a run would do
 
@@ -215,7 +228,6 @@ def _looks(settings: dict[str, Any]) -> Iterator[tuple[str, Callable]]:
     if "redis" in settings["roles"]:
         yield "redis", _look_at_build
         yield "redis", _look_at_data
-        yield "redis", _look_at_ports
     if {"sidekiq", "deploy"} & set(settings["roles"]):
         yield "deploy", _look_at_accounts
     if "sidekiq" in settings["roles"]:
@@ -261,16 +273,6 @@ def _look_at_data(found: dict[str, Any], settings: dict[str, Any]) -> None:
             f"{_ROOT}:redis:instances: their maxmemory is {_mb(limits)} of this host's {_mb(total)}, and while "
             "a snapshot is written, what changes is there twice: leave a quarter of the memory to that and to all else"
         )
-
-
-def _look_at_ports(found: dict[str, Any], settings: dict[str, Any]) -> None:
-    found["held"] = __salt__["redis_sidekiq_takeover.holders"]()
-    for holder in found["held"]:
-        if not holder["redis"]:
-            found["problems"].append(
-                f"{_ROOT}:redis:instances:{holder['instance']}: {holder['port']} is taken by {holder['who']}: stop "
-                "that, or choose another port"
-            )
 
 
 # Workers

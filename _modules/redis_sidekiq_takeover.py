@@ -13,8 +13,6 @@ import pwd
 import re
 from typing import TYPE_CHECKING, Any
 
-from salt.exceptions import CommandExecutionError
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -27,14 +25,12 @@ _OTHERS = "a file of others"  # redis_build's words
 _DATA = (".rdb", ".aof", ".manifest")
 
 
-def found(held: list[dict[str, Any]] | None = None) -> list[str]:
+def found() -> dict[str, list[str]]:
     """
     What the next run meets on this host that is not this formula's.
 
-    held
-        What :func:`holders` returned; default: it is asked.
-
-    Returns sentences, each of which begins with a path or a name.
+    Returns ``takes_over`` and ``problems``, lists of sentences: what is there, each beginning with a path or a name;
+    what of it makes the run fail, each beginning with the key that it is about.
 
     CLI Example:
 
@@ -42,12 +38,21 @@ def found(held: list[dict[str, Any]] | None = None) -> list[str]:
 
         salt '*' redis_sidekiq_takeover.found
     """
-    settings, said = __salt__["redis_sidekiq.settings"](), []
-    if "redis" in settings["roles"]:
-        said += _running(holders() if held is None else held)
-    for role in settings["roles"]:
-        said += {"redis": _redis, "firewall": _firewall, "sidekiq": _sidekiq, "deploy": _sudo}[role](settings)
-    return list(dict.fromkeys(said))
+    settings, said, problems = __salt__["redis_sidekiq.settings"](), [], []
+    roles = settings["roles"]
+    if "redis" in roles:
+        held = holders()
+        said += _running(held) + _redis(settings["redis"])
+        problems += _in_the_way(held) + _unlinkable(settings["redis"])
+    if "firewall" in roles:
+        said += _firewall(settings["firewall"])
+    if "sidekiq" in roles:
+        said += _sidekiq(settings)
+    if {"sidekiq", "deploy"} & set(roles):
+        rules = _sudo_rules(settings["deploy"])
+        said += _sudo(settings["deploy"], rules)
+        problems += _beyond(settings["deploy"], rules)
+    return {"takes_over": list(dict.fromkeys(said)), "problems": problems}
 
 
 def holders() -> list[dict[str, Any]]:
@@ -86,6 +91,26 @@ def holders() -> list[dict[str, Any]]:
 # Redis
 
 
+def _in_the_way(held: list[dict[str, Any]]) -> list[str]:
+    said = "redis_sidekiq:redis:instances:{instance}: {port} is taken by {who}: stop that, or choose another port"
+    return [said.format(**holder) for holder in held if not holder["redis"]]
+
+
+def _unlinkable(redis: dict[str, Any]) -> list[str]:
+    """Where a link would have to take the place of something else, the run stops."""
+    paths = [path for path, old in _programs(redis).items() if old == _OTHERS]
+    said = "redis_sidekiq:redis:bin_dir: made by others, in the place of a link: move it away, or set another folder"
+    return [f"{said}: {', '.join(paths)}"] if paths else []
+
+
+def _programs(redis: dict[str, Any]) -> dict[str, str]:
+    """What lies where links into the prefix belong, and is none: path -> what ``redis_build`` says of it."""
+    links = __salt__["redis_build.links"](redis["bin_dir"], redis["prefix"], redis["flavor"])
+    ours = redis["prefix"].rstrip("/") + "/"
+    found = {path: link["old"] for path, link in sorted(links.items())}
+    return {path: old for path, old in found.items() if old and not old.startswith(ours)}
+
+
 def _running(held: list[dict[str, Any]]) -> list[str]:
     said = []
     for holder in held:
@@ -97,11 +122,9 @@ def _running(held: list[dict[str, Any]]) -> list[str]:
     return said
 
 
-def _redis(settings: dict[str, Any]) -> list[str]:
-    redis = settings["redis"]
-    links = __salt__["redis_build.links"](redis["bin_dir"], redis["prefix"], redis["flavor"])
-    foreign = [path for path, change in sorted(links.items()) if change["old"] == _OTHERS]
-    said = [f"{', '.join(foreign)}: made by others, in the place of links to {redis['prefix']}"] if foreign else []
+def _redis(redis: dict[str, Any]) -> list[str]:
+    programs = _programs(redis)
+    said = [f"{', '.join(programs)}: made by others, in the place of links to {redis['prefix']}"] if programs else []
     for instance in redis["instances"]:
         said += _instance(instance)
     return said + [_upstart(path) for path in sorted(glob.glob("/etc/init/redis*.conf"))]
@@ -164,7 +187,7 @@ def _sidekiq(settings: dict[str, Any]) -> list[str]:
         for path in sorted(glob.glob(f"{settings['deploy']['home']}/.config/systemd/user/*sidekiq*.service"))
     ]
     jobs = {*glob.glob("/etc/init/*sidekiq*.conf"), *glob.glob("/etc/init/workers.conf")}
-    return said + [_upstart(path) for path in sorted(jobs)] + _sudo(settings)
+    return said + [_upstart(path) for path in sorted(jobs)]
 
 
 def _strays(settings: dict[str, Any]) -> Iterator[tuple[int, str, str]]:
@@ -186,34 +209,54 @@ def _stray(pid: int, title: str, unit: str) -> str:
     return f"process {pid} ({title}): a Sidekiq {whose}, which works beside the services here: stop what starts it"
 
 
-def _sudo(settings: dict[str, Any]) -> list[str]:
-    """What sudo allows beyond the settings, before our file is there; then the state that owns it says so."""
-    deploy = settings["deploy"]
-    user, path = deploy["user"], deploy["sudoers"]
-    if _is_ours(path):
+def _sudo_rules(deploy: dict[str, Any]) -> list[dict[str, Any]]:
+    """What sudo allows the deploy user beyond the settings, before our file is there; then its state says so."""
+    user, check = deploy["user"], __salt__["sidekiq_sudo.sudo_check"]
+    if _is_ours(deploy["sudoers"]) or not _exists(user) or not __salt__["sidekiq_sudo.sudo_installed"]():
         return []
-    said = [f"{path}: made by others, in the place of the formula's"] if os.path.exists(path) else []
-    if not _exists(user) or not __salt__["sidekiq_sudo.sudo_installed"]():
-        return said
-    try:
-        beyond = __salt__["sidekiq_sudo.sudo_check"](user, thorough=False)["beyond"]
-        # Only then is each file that says so looked for.
-        beyond = __salt__["sidekiq_sudo.sudo_check"](user)["beyond"] if beyond else []
-    except CommandExecutionError as err:
-        return [*said, f"sudo: {err}"]
-    for rule in beyond:
-        places = ", ".join(rule.get("where") or []) or "sudo"
-        said.append(f"{places}: lets {user} do more than {path} will say: ({rule['runas']}) {rule['command']}")
-    return said
+    # Each file that says so is looked for only if there is something to say.
+    return check(user)["beyond"] if check(user, thorough=False)["beyond"] else []
+
+
+def _sudo(deploy: dict[str, Any], rules: list[dict[str, Any]]) -> list[str]:
+    path = deploy["sudoers"]
+    foreign = os.path.exists(path) and not _is_ours(path)
+    said = [f"{path}: made by others, in the place of the formula's"] if foreign else []
+    return said + [f"{_places(rule)}: a rule of sudo for {deploy['user']}: {_words(rule)}" for rule in rules]
+
+
+def _beyond(deploy: dict[str, Any], rules: list[dict[str, Any]]) -> list[str]:
+    said = "redis_sidekiq:deploy:user: sudo lets him do more than the formula means, which stops the run: take out"
+    return [f"{said} {_words(rule)}, by {_places(rule)}" for rule in rules if not _is_meant(deploy, rule)]
+
+
+def _is_meant(deploy: dict[str, Any], rule: dict[str, Any]) -> bool:
+    """Does a rule allow what the formula grants anyway, by another path to systemctl perhaps?"""
+    units = [name for unit in deploy["units"] for name in (unit, f"{unit}.service")]
+    meant = [["systemctl", verb, unit] for verb in deploy["verbs"] for unit in units]
+    return rule["runas"] == "root" and (_plain(rule) in meant or rule["command"] in deploy["commands"])
+
+
+def _plain(rule: dict[str, Any]) -> list[str]:
+    program, *words = rule["command"].split()
+    return [os.path.basename(program), *words]
+
+
+def _words(rule: dict[str, Any]) -> str:
+    return f"({rule['runas']}) {rule['command']}"
+
+
+def _places(rule: dict[str, Any]) -> str:
+    return ", ".join(rule.get("where") or []) or "sudo"
 
 
 # The firewall
 
 
-def _firewall(settings: dict[str, Any]) -> list[str]:
+def _firewall(firewall: dict[str, Any]) -> list[str]:
     status = __salt__["ufw_rules.status"]()
     others = dict.fromkeys(_rule_words(rule) for rule in status["rules"] if not rule["ours"])
-    fate = "go, as only_ours says" if settings["firewall"]["only_ours"] else "stay (redis_sidekiq:firewall:only_ours)"
+    fate = "go, as only_ours says" if firewall["only_ours"] else "stay (redis_sidekiq:firewall:only_ours)"
     return [f"ufw: rules of others {fate}: {', '.join(others)}"] if others else []
 
 

@@ -1161,3 +1161,10 @@ def test_a_servers_timeouts_grow_with_the_hosts_memory(redis_sidekiq, settle, me
     redis_sidekiq.__grains__["mem_total"] = memory
     instance = settle()["redis"]["instances"][0]
     assert (instance["start_timeout"], instance["stop_timeout"]) == timeouts
+
+
+def test_by_salt_ssh_there_is_no_answer_for_an_empty_pillar(redis_sidekiq):
+    redis_sidekiq.__opts__ = {"root_dir": "/var/tmp/.root_62a99a_salt/running_data", "__cli": "salt-call"}
+    for function in (redis_sidekiq.check, redis_sidekiq.drift):
+        with pytest.raises(SaltInvocationError, match="state.apply redis_sidekiq test=True"):
+            function()

@@ -92,3 +92,40 @@ def test_rules_in_words(takeover):
     assert takeover._rule_words(rule) == "allow in 22/tcp from any"
     rule |= {"interface": "eth0", "to": "10.0.0.1"}
     assert takeover._rule_words(rule) == "allow in 22/tcp on eth0 from any to 10.0.0.1"
+
+
+DEPLOY = {"units": ["sidekiq"], "verbs": ["restart"], "commands": ["/usr/local/sbin/sidekiq-deployed-shop"]}
+
+
+@pytest.mark.parametrize(
+    "runas, command, stops",
+    [
+        ("root", "/bin/systemctl restart sidekiq", False),
+        ("root", "/usr/bin/systemctl restart sidekiq.service", False),
+        ("root", "/usr/local/sbin/sidekiq-deployed-shop", False),
+        ("ALL", "/usr/bin/systemctl restart sidekiq", True),
+        ("root", "/usr/bin/systemctl stop sidekiq", True),
+        ("root", "/usr/bin/systemctl restart nginx", True),
+        ("root", "/usr/bin/systemctl", True),
+        ("ALL", "ALL", True),
+    ],
+)
+def test_a_rule_of_sudo_that_goes_beyond_stops_the_run(takeover, runas, command, stops):
+    rule = {"runas": runas, "command": command, "where": ["/etc/sudoers:47"]}
+    lines = takeover._beyond(DEPLOY, [rule])
+    assert bool(lines) is stops
+    assert all(line.startswith("redis_sidekiq:deploy:user: ") and line.endswith("/etc/sudoers:47") for line in lines)
+
+
+def test_a_program_of_others_in_a_links_place_stops_the_run(takeover):
+    links = {
+        "/usr/local/bin/redis-server": {"old": "a file of others", "new": "x"},
+        "/usr/local/bin/redis-cli": {"old": "installed by hand", "new": "x"},
+        "/usr/local/bin/redis-sentinel": {"old": "/opt/redis/current/bin/redis-sentinel", "new": "x"},
+        "/usr/local/bin/redis-check-rdb": {"old": "", "new": "x"},
+    }
+    takeover.__salt__ = {"redis_build.links": lambda *_: links}
+    redis = {"bin_dir": "/usr/local/bin", "prefix": "/opt/redis", "flavor": "redis", "instances": []}
+    [line] = takeover._unlinkable(redis)
+    assert line.startswith("redis_sidekiq:redis:bin_dir: ") and line.endswith(": /usr/local/bin/redis-server")
+    assert takeover._redis(redis)[0].startswith("/usr/local/bin/redis-cli, /usr/local/bin/redis-server: made by others")
