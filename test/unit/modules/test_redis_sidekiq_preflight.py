@@ -85,6 +85,7 @@ def answer(*states):
 
 REASON = {"restarted because": {"old": "", "new": "it is old"}}
 RUN = answer(
+    ("user.present", "a user", "redis", None, "User redis set to be added", {"redis": {}}),
     (
         "file.managed",
         "a file",
@@ -106,6 +107,7 @@ def test_what_a_run_would_do_is_in_the_order_of_the_run(preflight):
     preflight.__salt__["state.sls"] = lambda name, test: RUN
     run = preflight.next_run()
     assert [(state["id"], state["name"], state["comment"]) for state in run["states"]] == [
+        ("a user", "redis", "User redis set to be added"),
         ("a file", "/etc/x", "The file /etc/x is set to be changed"),
         ("live", "6379", "Redis instance 6379: maxmemory would be set live"),
         ("serves", "6379", "redis_6379 would be restarted, because it is old"),
