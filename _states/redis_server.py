@@ -122,8 +122,8 @@ def running(name: str, restart: str = "when_needed", window: str = "") -> dict[s
         facts = __salt__["redis_server.status"](name)
         waits = _waits(restart, window)
         ret["changes"] = _running_changes(facts, waits)
-        if "restarted because" in ret["changes"] and facts["drains"]:
-            ret["changes"]["drained"] = __salt__["sidekiq.beside"](name)
+        if "restarted because" in ret["changes"] and facts["drains"] and (beside := __salt__["sidekiq.beside"](name)):
+            ret["changes"]["drained"] = beside
         if __opts__["test"] and ret["changes"]:
             return _would(ret, f"{facts['unit']} would be {_running_reason(ret['changes'])}")
         trouble = _running_trouble(facts)

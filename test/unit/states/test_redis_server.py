@@ -151,6 +151,13 @@ def test_workers_that_will_be_drained_are_told(state, test):
         assert "restarted, because changed: /c, with sidekiq.service drained and stopped meanwhile" in ret["comment"]
 
 
+def test_nobody_who_would_be_drained_is_told(state):
+    state.__opts__["test"] = True
+    state.answers |= {"status": [facts(stale=["changed: /c"], drains=True)], "beside": [[]]}
+    ret = state.running("6379")
+    assert "drained" not in ret["changes"] and ret["comment"].endswith("would be restarted, because changed: /c")
+
+
 @pytest.mark.parametrize("test", [False, True])
 def test_a_restart_waits_for_its_window(state, test):
     state.__opts__["test"] = test
