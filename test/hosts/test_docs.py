@@ -40,7 +40,7 @@ HOSTS = {
     "docs/deploy-events.md": "master",
     "docs/hosts.md": "here",
 }
-WITH_APP = ("README.md", "docs/restarts.md", "docs/troubleshooting.md")
+WITH_APP = ("docs/restarts.md", "docs/troubleshooting.md")
 OWN_ADDRESS = "10.0.0.5"  # of the host with Redis, on all pages
 CERTIFICATE = "/etc/letsencrypt/live/redis.example.com"
 # A Redis as a package of the distribution sets it up; its programs are those of the finished build.
@@ -88,8 +88,8 @@ class Site:
         host = self.boot("docs-bare", IMAGE)
         put_facts(host, "minion", {} if self.compiles else self.pack.put(host))
         self.put_repository(host)
-        if self.page in WITH_APP:
-            app.release(host, "1")
+        if self.page == "README.md":
+            app.release(host, "1")  # as the page asks its reader to do
         return host
 
     def put_repository(self, host: Host) -> None:
