@@ -85,6 +85,7 @@ def test_environments_differ_in_what_is_written_and_nothing_else(settle):
         "redis:instances:6379:restart_window",
         "redis:instances:6379:backup:enabled",
         "redis:instances:6379:directives",
+        "redis:instances:6379:maxmemory",
         "firewall:rules:metrics:from",
         *(f"firewall:rules:http:{key}" for key in ("action", "from", "name", "port", "proto")),
         "sidekiq:services:sidekiq:argv",
