@@ -23,10 +23,9 @@ PATH = "redis_sidekiq:redis:instances:6379:password"
 
 
 def blocks(heading: str) -> list[str]:
-    """The indented blocks below a heading of the page."""
+    """The blocks below a heading of the page."""
     section = re.search(rf"^## {heading}$(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL)[1]
-    found = re.findall(r"(?:^(?: {4}.*)?\n)+", section, re.MULTILINE)
-    return [textwrap.dedent(block).strip("\n") + "\n" for block in found if block.strip()]
+    return re.findall(r"^```\w+\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture
@@ -120,7 +119,7 @@ def test_gpg(compile_pillar, ends_well, refused, gpg_home, tmp_path):
 
 
 def test_sdb(compile_pillar, ends_well, refused, tmp_path):
-    config, store, pillar = re.split(r"\n(?=# /etc|redis_sidekiq)", "\n".join(blocks("sdb")))
+    config, store, pillar = blocks("sdb")
     (tmp_path / "secrets.yaml").write_text(store)
     profile = {"secrets": {"driver": "yaml", "files": [str(tmp_path / "secrets.yaml")]}}
     assert "driver: yaml" in config
