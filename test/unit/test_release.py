@@ -12,12 +12,16 @@ import pytest
 from test.conftest import REPO
 
 
-@pytest.fixture(scope="module")
-def release():
+def load_release():
     loader = SourceFileLoader("release", str(REPO / "tools/release"))
     module = importlib.util.module_from_spec(importlib.util.spec_from_loader("release", loader))
     loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def release():
+    return load_release()
 
 
 def test_one_version_everywhere(release):
