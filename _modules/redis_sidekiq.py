@@ -3527,7 +3527,8 @@ def _units(name, service) -> list[str]:
 
 def _local_instance(service, wish) -> str:
     """The instance of this minion that a service uses, or empty."""
-    here = "redis" in wish["roles"] and service["redis"] in wish["redis"]["instances"]
+    # What the settings say of services that this minion does not run was held against nothing.
+    here = {"redis", "sidekiq"} <= set(wish["roles"]) and service["redis"] in wish["redis"]["instances"]
     return service["redis"] if here and not service["redis_url"] else ""
 
 

@@ -1168,3 +1168,8 @@ def test_by_salt_ssh_there_is_no_answer_for_an_empty_pillar(redis_sidekiq):
     for function in (redis_sidekiq.check, redis_sidekiq.drift):
         with pytest.raises(SaltInvocationError, match="state.apply redis_sidekiq test=True"):
             function()
+
+
+def test_services_of_other_minions_need_no_user_of_redis_here(settle):
+    pillar = service(redis_user="jobs")["redis_sidekiq"]
+    assert settle({"redis_sidekiq": {**pillar, "roles": ["redis"]}}, reveal=True)["roles"] == ["redis"]
