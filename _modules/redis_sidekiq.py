@@ -1008,6 +1008,13 @@ SERVICES = Entries(
             "6379",
             "The instance on this host whose URL becomes `REDIS_URL`; empty: none, the app knows its Redis.",
         ),
+        "redis_host": Setting(
+            "host or empty",
+            "",
+            "Where the instance is for a minion without the role redis: an address or a name. Port, password and users are those "
+            "that `redis:instances` has for both, so they stand in one place of a pillar that both get.",
+            example="10.0.0.5",
+        ),
         "redis_user": Setting(
             "redis user or empty",
             "",
@@ -2164,6 +2171,7 @@ KINDS = {
         _pem("(?:[A-Z]+ )?PRIVATE KEY"),
         _read_pem,
     ),
+    "host or empty": _or_empty(_text("an address, or the name of a host", r"[A-Za-z0-9](?:[A-Za-z0-9.:-]{0,251}[A-Za-z0-9])?")),
     "socket": Kind(
         lambda _: "true, false, or an absolute path without spaces or quotes",
         lambda _: {
@@ -2789,7 +2797,7 @@ def _command_is_absolute(wish, problems):
 def _service_has_its_redis(wish, problems):
     """
     `redis` of a service is an instance of this minion, and one that evicts nothing; a minion without the role redis
-    says `redis_url` instead.
+    says where it is by `redis_host`, or `redis_url` instead.
     """
     if "sidekiq" not in wish["roles"]:
         return
@@ -2802,8 +2810,8 @@ def _service_has_its_redis(wish, problems):
             or problems.at(path, f"{S}:services:{name}:redis_url", f"{R}:instances:{port}")
         ):
             continue
-        if "redis" not in wish["roles"]:
-            problems.add(path, f"found {port!r}, but this minion has no role redis; set redis_url, or redis: ''")
+        if "redis" not in wish["roles"] and not service["redis_host"]:
+            problems.add(path, f"found {port!r}, but this minion has no role redis; set redis_host, redis_url, or redis: ''")
         elif port not in instances:
             problems.add(
                 path, f"found {port!r}, which is no instance here; allowed: {', '.join(sorted(instances, key=int)) or 'none'}, or empty"
@@ -2820,15 +2828,20 @@ def _service_has_its_redis(wish, problems):
                 f"found {instances[port]['maxmemory_policy']!r}; allowed for the Sidekiq service {name}: noeviction, "
                 "jobs must not vanish",
             )
+        elif service["redis_host"] and not any(not _is_loopback(address) for address in instances[port]["bind"]):
+            problems.add(
+                f"{R}:instances:{port}:bind",
+                f"has loopback alone, and the Sidekiq service {name} is to reach it at {service['redis_host']}; add that address",
+            )
 
 
 def _service_has_its_redis_user(wish, problems):
     """`redis_user` of a service is one of the `users` of its instance."""
-    if not {"redis", "sidekiq"} <= set(wish["roles"]):
+    if "sidekiq" not in wish["roles"]:
         return
     for name, service in wish["sidekiq"]["services"].items():
         path, port, user = f"{S}:services:{name}:redis_user", service["redis"], service["redis_user"]
-        if not user or problems.at(path, f"{S}:services:{name}:redis", f"{R}:instances:{port}:users"):
+        if not user or not (service["redis_host"] or service["redis_url"] or "redis" in wish["roles"]) or problems.at(path, f"{S}:services:{name}:redis", f"{R}:instances:{port}:users"):
             continue
         if service["redis_url"]:
             problems.add(path, "cannot be set with redis_url: write the user into the URL")
@@ -3488,9 +3501,8 @@ def _service(name, service, wish, reveal) -> dict[str, Any]:
     """
     user = service["user"] or wish["deploy"]["user"]
     local = _local_instance(service, wish)
-    url = service["redis_url"] or (
-        _redis_url(local, wish["redis"]["instances"][local], service["redis_user"]) if local else ""
-    )
+    known = local or (service["redis"] if service["redis_host"] else "")
+    url = service["redis_url"] or (_redis_url(known, local, wish, service) if known else "")
     env = {**service["env"], **({"REDIS_URL": url} if url else {})}
     config_file = f"/etc/sidekiq/{name}.yml" if service["config"] else ""
     result = {
@@ -3532,8 +3544,10 @@ def _local_instance(service, wish) -> str:
     return service["redis"] if here and not service["redis_url"] else ""
 
 
-def _redis_url(port, entry, user) -> str:
-    host, password = _reachable(entry["bind"]), entry["users"][user]["passwords"][0] if user else entry["password"]
+def _redis_url(port, local, wish, service) -> str:
+    entry, user = wish["redis"]["instances"][port], service["redis_user"]
+    host = _reachable(entry["bind"]) if local else service["redis_host"]
+    password = entry["users"][user]["passwords"][0] if user else entry["password"]
     login = f"{user}:{quote(password, safe='')}@" if password else ""
     return f"redis://{login}{f'[{host}]' if ':' in host else host}:{port}/0"
 
