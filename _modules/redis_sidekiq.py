@@ -266,7 +266,6 @@ INSTEAD = {
         "logfile": _IN_THE_JOURNAL,
         "url": "set redis_url",
         "redis_password": "set redis_user, or a password in redis_url",
-        "redis_host": "set redis_url",
         "redis_port": "set redis, the port of an instance here, or redis_url",
     },
 }
@@ -2841,7 +2840,8 @@ def _service_has_its_redis_user(wish, problems):
         return
     for name, service in wish["sidekiq"]["services"].items():
         path, port, user = f"{S}:services:{name}:redis_user", service["redis"], service["redis_user"]
-        if not user or not (service["redis_host"] or service["redis_url"] or "redis" in wish["roles"]) or problems.at(path, f"{S}:services:{name}:redis", f"{R}:instances:{port}:users"):
+        known_here = "redis" in wish["roles"] or service["redis_host"] or service["redis_url"]
+        if not user or not known_here or problems.at(path, f"{S}:services:{name}:redis", f"{R}:instances:{port}:users"):
             continue
         if service["redis_url"]:
             problems.add(path, "cannot be set with redis_url: write the user into the URL")

@@ -830,7 +830,7 @@ SERVICES = [
     (
         "no role redis, and no redis_url",
         {"redis_sidekiq": {"roles": ["sidekiq"]}},
-        [f"{SERVICE}:redis: found '6379'", "no role redis", "set redis_url"],
+        [f"{SERVICE}:redis: found '6379'", "no role redis", "set redis_host, redis_url"],
     ),
     (
         "an install nobody knows",

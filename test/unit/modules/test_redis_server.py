@@ -520,3 +520,46 @@ def test_pips_words_are_told(redis_server):
 def test_a_window_is_by_the_hosts_clock(redis_server, window, clock, inside):
     moment = time.mktime(time.strptime(f"2026-11-25 {clock}", "%Y-%m-%d %H:%M"))
     assert redis_server.in_window(window, moment) is inside
+
+
+# Taking over what others set up ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def by_hand(redis_server, tmp_path):
+    """An instance with a config of somebody else's, whose server does not run."""
+    redis_server._connect = lambda wish: None
+    wish = {**INSTANCE, "dir": str(tmp_path), "directives": [["appendonly", "yes"]]}
+    return redis_server, wish, tmp_path
+
+
+@pytest.mark.parametrize("line", ["dir {}/old", 'DIR "{}/old"', "# dir /nowhere\n  dir {}/old"])
+def test_data_elsewhere_are_told_with_the_setting(by_hand, line):
+    redis_server, wish, folder = by_hand
+    (folder / "old").mkdir()
+    redis_server._refuse_other_places(wish, line.format(folder))  # nothing lies there
+    (folder / "old/dump.rdb").touch()
+    with pytest.raises(CommandExecutionError, match=f"data in {folder}/old.*set redis_sidekiq:redis:instances:6379:dir"):
+        redis_server._refuse_other_places(wish, line.format(folder))
+
+
+def test_data_under_another_name_are_told_with_the_directive(by_hand):
+    redis_server, wish, folder = by_hand
+    (folder / "jobs.rdb").touch()
+    with pytest.raises(CommandExecutionError, match="directives:dbfilename to 'jobs.rdb'"):
+        redis_server._refuse_other_places(wish, f"dir {folder}\ndbfilename jobs.rdb")
+
+
+def test_data_are_given_to_redis_and_nothing_is_followed(redis_server, tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(redis_server.os, "fchown", lambda handle, *owner: given.append(os.readlink(f"/proc/self/fd/{handle}")))
+    account = type("Account", (), {"pw_uid": os.getuid() + 1, "gr_gid": 1})
+    monkeypatch.setattr(redis_server.pwd, "getpwnam", lambda name: account)
+    monkeypatch.setattr(redis_server.grp, "getgrnam", lambda name: account)
+    (tmp_path / "appendonlydir").mkdir()
+    for name in ("secret", "one", "appendonlydir/base", "dump.rdb"):
+        (tmp_path / name).touch()
+    (tmp_path / "appendonlydir/link").symlink_to(tmp_path / "secret")
+    os.link(tmp_path / "one", tmp_path / "appendonlydir/named-twice")
+    redis_server._own_data({**INSTANCE, "dir": str(tmp_path)}, {"user": "redis", "group": "redis"})
+    assert sorted(given) == [str(tmp_path / name) for name in ("appendonlydir", "appendonlydir/base", "dump.rdb")]

@@ -966,6 +966,40 @@ def test_a_redis_elsewhere(settle):
     assert (settings["redis"], settings["redis_unit"]) == ("", "")
 
 
+@pytest.mark.parametrize(
+    ("roles", "user", "url"),
+    [
+        (["sidekiq"], "", "redis://:x@10.0.0.5:6379/0"),
+        (["sidekiq"], "app", "redis://app:n%2F1@10.0.0.5:6379/0"),
+        # Its own instance goes before one elsewhere: one pillar does for hosts of both roles.
+        (["redis", "sidekiq"], "app", "redis://app:n%2F1@127.0.0.1:6379/0"),
+    ],
+)
+def test_a_redis_elsewhere_that_the_pillar_of_both_describes(settle, roles, user, url):
+    pillar = instance(password="x", bind=["127.0.0.1", "10.0.0.5"], users={"app": {"passwords": ["n/1"], "preset": "sidekiq"}})
+    services = {"sidekiq": {"redis_host": "10.0.0.5", "redis_user": user}}
+    pillar["redis_sidekiq"] |= {"roles": roles, "sidekiq": {"services": services}}
+    settings = first_service(settle(pillar, reveal=True))
+    assert settings["env"] == {"REDIS_URL": url}
+    assert settings["redis"] == ("6379" if "redis" in roles else "")
+
+
+def test_a_user_of_a_redis_elsewhere_is_one_of_the_pillar(check):
+    pillar = instance(password="x", bind=["10.0.0.5"])
+    services = {"sidekiq": {"redis_host": "10.0.0.5", "redis_user": "app"}}
+    pillar["redis_sidekiq"] |= {"roles": ["sidekiq"], "sidekiq": {"services": services}}
+    (line,) = check(pillar)
+    assert line.startswith("redis_sidekiq:sidekiq:services:sidekiq:redis_user: found 'app', who is no user of")
+
+
+def test_salt_ssh_gives_the_pillar_and_gets_no_secret(redis_sidekiq):
+    redis_sidekiq.__pillar__ = {"redis_sidekiq": {"redis": {"verison": "8"}}}
+    settings = redis_sidekiq.settings(given=instance(password="sesame", bind=["10.0.0.5"]))
+    assert settings["redis"]["instances"][0]["has_password"] and "sesame" not in str(settings)
+    with pytest.raises(SaltInvocationError, match="leave out reveal"):
+        redis_sidekiq.settings(reveal=True, given={})
+
+
 def test_no_redis(settle):
     settings = first_service(settle(service(redis=""), reveal=True))
     assert (settings["env"], settings["env_names"], settings["redis_unit"]) == ({}, [], "")
