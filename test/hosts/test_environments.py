@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -59,13 +60,15 @@ def text(host: Host, path: str) -> list[str]:
 
 
 def test_three_environments_differ_as_written_and_in_nothing_else(master):
-    facts = {}
-    for host in master.minions:
+    def converge(host: Host) -> dict:
         announced = master.apply(host, test=True).assert_ok()
         applied = master.apply(host).assert_ok()
         assert set(applied.changed) <= set(announced.pending)
         master.apply(host).assert_unchanged()
-        facts[host.name] = host_facts(host)
+        return host_facts(host)
+
+    with ThreadPoolExecutor(3) as pool:
+        facts = dict(zip((host.name for host in master.minions), pool.map(converge, master.minions)))
     dev, *others = master.minions
     for host, name in zip(others, NAMES[1:]):
         ours, theirs = facts[dev.name]["files"], facts[host.name]["files"]
