@@ -48,6 +48,7 @@ VALUES: dict[str, list] = {
     "secret": ["x", "the new one", "#<>!"],
     "url": ["", "redis://q/0", "rediss://u:p@q:6390/0", "unix:///run/x.sock"],
     "redis user": ["app", "Default", "a.b-c_d", "9"],
+    "host or empty": ["", "10.0.0.5", "redis-1.example.com", "fd00::5", "a"],
     "redis user or empty": ["", "sidekiq"],
     "acl rule": ["~jobs:*", "+@read", "-keys", "allkeys", "(~a +get)", "(+@all -@admin &x)", "onwards", "%R~x"],
     "calendar": ["daily", "annually", "*-*-* 03:30", "Mon..Fri 03:30", "*:0/15", "2026-01-01"],
