@@ -49,9 +49,9 @@ def found() -> dict[str, list[str]]:
     if "sidekiq" in roles:
         said += _sidekiq(settings)
     if {"sidekiq", "deploy"} & set(roles):
-        rules = _sudo_rules(settings["deploy"])
-        said += _sudo(settings["deploy"], rules)
-        problems += _beyond(settings["deploy"], rules)
+        found = _sudo_rules(settings["deploy"])
+        said += _sudo(settings["deploy"], found["rules"])
+        problems += _beyond(found["beyond"])
     return {"takes_over": list(dict.fromkeys(said)), "problems": problems}
 
 
@@ -209,13 +209,14 @@ def _stray(pid: int, title: str, unit: str) -> str:
     return f"process {pid} ({title}): a Sidekiq {whose}, which works beside the services here: stop what starts it"
 
 
-def _sudo_rules(deploy: dict[str, Any]) -> list[dict[str, Any]]:
-    """What sudo allows the deploy user beyond the settings, before our file is there; then its state says so."""
+def _sudo_rules(deploy: dict[str, Any]) -> dict[str, Any]:
+    """What sudo allows the deploy user before our file is there; from then on its state says what goes beyond it."""
     user, check = deploy["user"], __salt__["sidekiq_sudo.sudo_check"]
     if _is_ours(deploy["sudoers"]) or not _exists(user) or not __salt__["sidekiq_sudo.sudo_installed"]():
-        return []
+        return {"rules": [], "beyond": []}
+    found = check(user, thorough=False)
     # Each file that says so is looked for only if there is something to say.
-    return check(user)["beyond"] if check(user, thorough=False)["beyond"] else []
+    return check(user) if found["rules"] else found
 
 
 def _sudo(deploy: dict[str, Any], rules: list[dict[str, Any]]) -> list[str]:
@@ -225,21 +226,9 @@ def _sudo(deploy: dict[str, Any], rules: list[dict[str, Any]]) -> list[str]:
     return said + [f"{_places(rule)}: a rule of sudo for {deploy['user']}: {_words(rule)}" for rule in rules]
 
 
-def _beyond(deploy: dict[str, Any], rules: list[dict[str, Any]]) -> list[str]:
+def _beyond(rules: list[dict[str, Any]]) -> list[str]:
     said = "redis_sidekiq:deploy:user: sudo lets him do more than the formula means, which stops the run: take out"
-    return [f"{said} {_words(rule)}, by {_places(rule)}" for rule in rules if not _is_meant(deploy, rule)]
-
-
-def _is_meant(deploy: dict[str, Any], rule: dict[str, Any]) -> bool:
-    """Does a rule allow what the formula grants anyway, by another path to systemctl perhaps?"""
-    units = [name for unit in deploy["units"] for name in (unit, f"{unit}.service")]
-    meant = [["systemctl", verb, unit] for verb in deploy["verbs"] for unit in units]
-    return rule["runas"] == "root" and (_plain(rule) in meant or rule["command"] in deploy["commands"])
-
-
-def _plain(rule: dict[str, Any]) -> list[str]:
-    program, *words = rule["command"].split()
-    return [os.path.basename(program), *words]
+    return [f"{said} {_words(rule)}, by {_places(rule)}" for rule in rules]
 
 
 def _words(rule: dict[str, Any]) -> str:

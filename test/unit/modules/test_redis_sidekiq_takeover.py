@@ -94,27 +94,21 @@ def test_rules_in_words(takeover):
     assert takeover._rule_words(rule) == "allow in 22/tcp on eth0 from any to 10.0.0.1"
 
 
-DEPLOY = {"units": ["sidekiq"], "verbs": ["restart"], "commands": ["/usr/local/sbin/sidekiq-deployed-shop"]}
-
-
-@pytest.mark.parametrize(
-    "runas, command, stops",
-    [
-        ("root", "/bin/systemctl restart sidekiq", False),
-        ("root", "/usr/bin/systemctl restart sidekiq.service", False),
-        ("root", "/usr/local/sbin/sidekiq-deployed-shop", False),
-        ("ALL", "/usr/bin/systemctl restart sidekiq", True),
-        ("root", "/usr/bin/systemctl stop sidekiq", True),
-        ("root", "/usr/bin/systemctl restart nginx", True),
-        ("root", "/usr/bin/systemctl", True),
-        ("ALL", "ALL", True),
-    ],
-)
-def test_a_rule_of_sudo_that_goes_beyond_stops_the_run(takeover, runas, command, stops):
-    rule = {"runas": runas, "command": command, "where": ["/etc/sudoers:47"]}
-    lines = takeover._beyond(DEPLOY, [rule])
-    assert bool(lines) is stops
-    assert all(line.startswith("redis_sidekiq:deploy:user: ") and line.endswith("/etc/sudoers:47") for line in lines)
+def test_a_rule_of_sudo_that_goes_beyond_stops_the_run(takeover, monkeypatch):
+    meant, more = (
+        {"runas": "root", "command": command, "where": [place]}
+        for command, place in (("/bin/systemctl restart sidekiq", "/etc/sudoers.d/x:1"), ("ALL", "/etc/sudoers:47"))
+    )
+    monkeypatch.setattr(takeover, "_exists", lambda user: True)
+    takeover.__salt__ = {
+        "redis_sidekiq.settings": lambda: {"roles": ["deploy"], "deploy": {"user": "deploy", "sudoers": "/no/such"}},
+        "sidekiq_sudo.sudo_installed": lambda: True,
+        "sidekiq_sudo.sudo_check": lambda user, thorough=True: {"rules": [meant, more], "beyond": [more]},
+    }
+    found = takeover.found()
+    assert [line.partition(": ")[0] for line in found["takes_over"]] == ["/etc/sudoers.d/x:1", "/etc/sudoers:47"]
+    [line] = found["problems"]
+    assert line.startswith("redis_sidekiq:deploy:user: ") and line.endswith("(root) ALL, by /etc/sudoers:47")
 
 
 def test_a_program_of_others_in_a_links_place_stops_the_run(takeover):
