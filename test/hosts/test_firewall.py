@@ -9,9 +9,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from test.hosts.conftest import ROLLBACK
 from test.hosts.harness.host import Host
-from test.hosts.lab import FILE_ROOT, StateRun, apply_locally, wait_for
+from test.hosts.lab import FILE_ROOT, StateRun, apply_locally, cut_off, wait_for
 
 # Both carry ufw 0.36.2: what is not about iptables or the kernel is tried on one of them, in full by `make soak`.
 IMAGES = ["bookworm", pytest.param("trixie", marks=pytest.mark.soak)]
@@ -341,3 +340,33 @@ def test_run_that_is_cut_off_never_shuts_out_ssh(host, outside, start, moments):
         again = clean(host) if start == "clean" else firewall(host, *wish)
         again.assert_ok()
         (clean(host) if start == "clean" else firewall(host, *wish)).assert_unchanged()
+
+
+STEPS = r"start (ufw|ip6?tables|ip6?tables-restore|systemd-run|systemctl stop) |[a-z]+ /(etc|var/lib)/.*(ufw|redis_sidekiq)"
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("start", ["off", "on", "clean"])
+def test_run_that_is_cut_off_before_any_step_never_shuts_out_ssh(host, outside, start):
+    """The same before each of its steps: each program that it starts, each file that it puts in place or removes."""
+    web = {"name": "no", "port": 80, "action": "deny", "from": "192.0.2.0/24"}
+    wish = (SSH, web, HTTP)
+    sls = "fwclean" if start == "clean" else "fw"
+
+    def begin() -> None:
+        host.run(["sh", "-c", "ufw --force reset; ufw default deny incoming; rm -rf /var/lib/redis_sidekiq"])
+        host.write(f"{FILE_ROOT}/fwclean.sls", CLEAN)
+        if start != "off":
+            firewall(host, *({"on": (SSH, REDIS), "clean": wish}[start])).assert_ok()
+        firewall(host, *wish, incoming="reject" if start == "on" else "deny", test=True)
+
+    begin()
+    steps = cut_off(host, 0, STEPS, "state.apply", sls)
+    assert len(steps) > 8, steps
+    for last in range(1, len(steps) + 1):
+        begin()
+        assert len(cut_off(host, last, STEPS, "state.apply", sls)) == last
+        assert reaches(outside, host, 22), steps[last - 1]
+        apply_locally(host, sls).assert_ok()
+        apply_locally(host, sls).assert_unchanged()
+        assert reaches(outside, host, 22) and reaches(outside, host, 9999) is (start == "clean"), steps[last - 1]

@@ -9,7 +9,7 @@ import pytest
 
 from test.hosts.harness import packages
 from test.hosts.harness.host import Host
-from test.hosts.lab import StateRun, make_masterless, put_pillar, salt_call
+from test.hosts.lab import StateRun, cut_off, make_masterless, put_pillar, salt_call
 from test.wrong_pillars import SUDO
 
 FILE = "/etc/sudoers.d/sidekiq-deploy"
@@ -507,41 +507,12 @@ def test_a_file_that_was_not_there_goes_again(host):
     assert host.run(["test", "-e", FILE], check=False).returncode != 0
 
 
-# salt-call that dies by kill -9, children too, before a step: a file that it writes or moves, a program that it asks.
-CUT = """
-import os, signal, sys
-last, seen = int(sys.argv.pop(1)), []
-def step(event, found):
-    if event == "subprocess.Popen":
-        what = os.path.basename(found[1][0])
-        if what not in ("visudo", "sudo"):
-            return
-    elif event in ("os.rename", "os.remove", "os.mkdir") or event == "open" and found[2] & (os.O_WRONLY | os.O_RDWR):
-        what = str(found[0])
-        if "/sudoers" not in what:
-            return
-    else:
-        return
-    seen.append(what)
-    print("step", event, what, file=sys.stderr, flush=True)
-    if len(seen) == last:
-        os.killpg(0, signal.SIGKILL)
-sys.addaudithook(step)
-from salt.scripts import salt_call
-salt_call()
-"""
-
-
-def cut_off(host: Host, last: int, **wish) -> list[str]:
-    """Run the state and kill it before this step (0: not at all); returns the steps that it began."""
+def cut_off_run(host: Host, last: int, **wish) -> list[str]:
     words = [f"{key}={json.dumps(value)}" for key, value in {"units": ["sidekiq"], **wish}.items()]
-    argv = ["setsid", "--wait", "/opt/salt/bin/python3", "-c", CUT, str(last)]
-    done = host.run([*argv, "--local", "state.single", "sidekiq.sudoers", *words], check=False)
-    assert (done.returncode == 0) is (last == 0), done.stderr
-    return re.findall(r"^step (.*)", re.sub(r"/tmp/sudoers-\w+", "COPY", done.stderr), re.MULTILINE)
+    steps = cut_off(host, last, r"start (visudo|sudo) |.*/sudoers", "state.single", "sidekiq.sudoers", *words)
+    return [re.sub(r"/tmp/sudoers-\w+", "COPY", step) for step in steps]
 
 
-ASKS = "subprocess.Popen sudo"
 CHANGES = {
     "verbs": {"name": FILE, "user": "deploy", "verbs": ["restart"]},
     "file and user": {"name": "/etc/sudoers.d/sidekiq-new", "user": "deployer", "verbs": ["restart"]},
@@ -561,15 +532,16 @@ def test_a_change_that_is_cut_off_leaves_the_old_policy_or_the_new_one(host, cha
         return [host.run(["sudo", "-l", "-U", user], check=False).stdout for user in ("deploy", "deployer")]
 
     old = policy()
-    steps = cut_off(host, 0, **wish)
+    steps = cut_off_run(host, 0, **wish)
     new = policy()
     assert old != new and len(steps) > 20, steps
     base = wish["name"].rpartition("/")[2]
-    landed = steps.index(f"os.rename /etc/sudoers.d/.{base}.new") + 1
-    for last in (landed, steps.index(ASKS, landed) + 1) if short else range(1, len(steps) + 1):
+    landed = steps.index(f"move {wish['name']}") + 1
+    asked = next(at for at, step in enumerate(steps, 1) if at > landed and step.startswith("start sudo "))
+    for last in (landed, asked) if short else range(1, len(steps) + 1):
         assert apply(host)["result"] is True
         assert policy() == old
-        assert cut_off(host, last, **wish) == steps[:last]
+        assert cut_off_run(host, last, **wish) == steps[:last]
         # A renamed file is there before the old one goes: never is nobody allowed, for a moment both are.
         assert all(found in both for found, both in zip(policy(), zip(old, new))), steps[last - 1]
         assert host.run(["visudo", "-c"], check=False).returncode == 0, steps[last - 1]
