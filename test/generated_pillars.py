@@ -170,7 +170,8 @@ def secret_pillars(draw, module) -> dict:
 @st.composite
 def changed_pillars(draw, module, pillars=None) -> dict:
     """A right pillar that is changed in one place; often it is wrong then."""
-    pillar = draw(right_pillars(module) if pillars is None else pillars)
+    # A copy: what is changed here is part of VALUES else.
+    pillar = copy.deepcopy(draw(right_pillars(module) if pillars is None else pillars))
     place = draw(st.sampled_from(places(pillar)))
     at = pillar
     for key in place[:-1]:
