@@ -604,7 +604,9 @@ def _entries(prefix: str) -> list[str]:
 
 def _instance_links(prefix: str) -> list[str]:
     """Names of the links by which instances start (see ``redis_upgrade``)."""
-    return [entry for entry in _entries(prefix) if entry.startswith("instance-") and os.path.islink(f"{prefix}/{entry}")]
+    return [
+        entry for entry in _entries(prefix) if entry.startswith("instance-") and os.path.islink(f"{prefix}/{entry}")
+    ]
 
 
 def _read_record(prefix: str, name: str) -> dict[str, Any] | None:
@@ -1066,7 +1068,11 @@ def _link_found(path: str, prefix: str) -> str:
     if target.startswith(prefix.rstrip("/") + "/"):
         return target
     beside = os.path.join(os.path.dirname(path), target)
-    return _BY_HAND if "/" not in target and target in _NAMES and (_is_program(beside) or os.path.islink(beside)) else _OTHERS
+    return (
+        _BY_HAND
+        if "/" not in target and target in _NAMES and (_is_program(beside) or os.path.islink(beside))
+        else _OTHERS
+    )
 
 
 def _is_program(path: str) -> bool:

@@ -128,7 +128,11 @@ def others(instance: str) -> list[str]:
         salt '*' redis_instances.others 6379
     """
     name = str(instance)
-    paths = [f"/etc/systemd/system/redis_{name}.service", f"/etc/init.d/redis_{name}", os.path.join(_CONFIGS, f"{name}.conf")]
+    paths = [
+        f"/etc/systemd/system/redis_{name}.service",
+        f"/etc/init.d/redis_{name}",
+        os.path.join(_CONFIGS, f"{name}.conf"),
+    ]
     return [path for path in paths if os.path.isfile(path) and not os.path.islink(path) and not _is_ours(path)]
 
 

@@ -57,9 +57,7 @@ def facts(settings: dict[str, Any]) -> dict[str, Any]:
     targets = {name: _target(name, running[name], wish[name], record) for name in wish}
     put_back = {name: _put_back(running[name], record[name]) for name in record if name not in wish}
     differing = {name: new for name, new in {**targets, **put_back}.items() if new != running[name]}
-    values = {
-        name: {"old": running[name], "new": new} for name, new in differing.items() if _is_writable(_PATHS[name])
-    }
+    values = {name: {"old": running[name], "new": new} for name, new in differing.items() if _is_writable(_PATHS[name])}
     blocked = [_blocked(name, running[name], new) for name, new in differing.items() if name not in values]
     kept = {name: value for name, value in targets.items() if _is_kept(name, value, record, values)}
     return {

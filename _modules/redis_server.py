@@ -749,7 +749,9 @@ def _config_key(wish: dict[str, Any], build: str) -> str:
 
 def _config_text(wish: dict[str, Any]) -> str:
     # Auditors (Lynis) take a file for Redis' own only when they find its name in it.
-    lines = [f"# Managed by Salt (formula redis_sidekiq): changes made here are undone by the next run. Redis {wish['name']}"]
+    lines = [
+        f"# Managed by Salt (formula redis_sidekiq): changes made here are undone by the next run. Redis {wish['name']}"
+    ]
     lines += [f"{name} {value}" for name, value in wish["directives"]]
     if wish["password"]:
         lines.append(f"requirepass {_quoted(wish['password'])}")
@@ -958,7 +960,9 @@ def _move_service(
         _forget_service(wish, redis["service_manager"], files)
         enable(wish["name"])
         _rise(record, wish, own, old)
-    sentence = f"{wish['unit']} went over to {own['service_manager']}: pid {old['pid']} before, {record['new']['pid']} now"
+    sentence = (
+        f"{wish['unit']} went over to {own['service_manager']}: pid {old['pid']} before, {record['new']['pid']} now"
+    )
     said = "; ".join([sentence, *notes, *rested])
     lost = record.pop("lost", "")
     if lost:
@@ -1387,7 +1391,10 @@ def _take_over(wish: dict[str, Any]) -> None:
             f"redis_sidekiq:redis:instances:{wish['name']}:old_passwords, then run again"
         )
     try:
-        if _wished(wish, "appendonly", "no").lower() == "yes" and client.config_get("appendonly").get("appendonly") != "yes":
+        if (
+            _wished(wish, "appendonly", "no").lower() == "yes"
+            and client.config_get("appendonly").get("appendonly") != "yes"
+        ):
             _refuse_full_disk(wish, snapshot=True)
             _wait_until_idle(client, wish)
             _append_from_now_on(client, wish)

@@ -323,7 +323,9 @@ KERNEL = Section(
     "says so and goes on.",
     {
         "manage": Setting(
-            "boolean", True, "Set them? On: a snapshot that cannot fork and connections that are dropped come unexpected."
+            "boolean",
+            True,
+            "Set them? On: a snapshot that cannot fork and connections that are dropped come unexpected.",
         ),
         "overcommit_memory": Setting(
             "integer",
@@ -770,7 +772,10 @@ RULES_OF_FIREWALL = Entries(
         ),
         "direction": Setting("choice", "in", "For what comes in, or what goes `out`.", choices=("in", "out")),
         "interface": Setting(
-            "interface or empty", "", "Only on this interface; `eth+` is all whose names begin so. Empty: on all.", example="eth0"
+            "interface or empty",
+            "",
+            "Only on this interface; `eth+` is all whose names begin so. Empty: on all.",
+            example="eth0",
         ),
         "port": Setting(
             "ports or empty",
@@ -1363,8 +1368,9 @@ def _examine(said: Any) -> tuple[dict[str, Any], Problems]:
     found = [part for part in __grains__.get("saltversioninfo") or () if isinstance(part, int)]
     if found and tuple(found) < SALT:
         problems.add(
-            ROOT, f"found a minion with Salt {'.'.join(map(str, found))}; this formula works with {'.'.join(map(str, SALT))} "
-            "and newer, upgrade Salt first"
+            ROOT,
+            f"found a minion with Salt {'.'.join(map(str, found))}; this formula works with {'.'.join(map(str, SALT))} "
+            "and newer, upgrade Salt first",
         )
     wish = _read(CONTRACT, said, ROOT, problems)
     _read_version_from_source(wish["redis"], said, problems)
@@ -1929,7 +1935,9 @@ def _read_service(value: str) -> str:
 def _is_resolved(value: str) -> str:
     """A secret, and not what somebody wrote in its place for Salt to put it there."""
     if "-----BEGIN PGP MESSAGE" in value:
-        raise Wrong("it is still encrypted: the pillar file begins with #!jinja|yaml|gpg, and the key is where it is rendered")
+        raise Wrong(
+            "it is still encrypted: the pillar file begins with #!jinja|yaml|gpg, and the key is where it is rendered"
+        )
     if value.startswith("sdb://"):
         raise Wrong("Salt resolves no sdb:// in a pillar; write {{ salt['sdb.get']('sdb://...') | tojson }}")
     if value.startswith("{{") and value.endswith("}}"):
@@ -2023,7 +2031,9 @@ _NO_SECRET = "(?!sdb://|None$)"
 _WORD = r"[^\x00-\x1f\x7f]+"
 _user = _text("a name like deploy: lower case, digits, _ and -, not root", f"(?!root$){_USER}", _read_user)
 _path = _text("an absolute path without spaces or quotes", _PATH, _read_path)
-_redis_user = _text("a user of Redis: letters, digits, _, - and .", r"(?!default$)[A-Za-z0-9_.-]{1,64}", _read_redis_user)
+_redis_user = _text(
+    "a user of Redis: letters, digits, _, - and .", r"(?!default$)[A-Za-z0-9_.-]{1,64}", _read_redis_user
+)
 _own_folder = _text("an absolute path of a folder of its own, without spaces or quotes", _PATH, _read_own_folder)
 _own_folder = _own_folder._replace(
     schema=lambda setting, path=_own_folder.schema: {**path(setting), "not": {"$ref": "#/$defs/folder_of_others"}}
@@ -2037,7 +2047,8 @@ _one_port_schema = {
     "minimum": 1,
     "maximum": 65535,
     **_pattern(
-        rf"{_ANY_PORT}:{_ANY_PORT}|[A-Za-z][A-Za-z0-9-]+", "a number, a range like '6000:6010', a service's name, or any"
+        rf"{_ANY_PORT}:{_ANY_PORT}|[A-Za-z][A-Za-z0-9-]+",
+        "a number, a range like '6000:6010', a service's name, or any",
     ),
 }
 
@@ -2082,14 +2093,18 @@ KINDS = {
             _read_interface,
         )
     ),
-    "app profile or empty": _or_empty(_text("the name of an application profile like OpenSSH", r"[A-Za-z0-9][A-Za-z0-9 _.+-]*")),
+    "app profile or empty": _or_empty(
+        _text("the name of an application profile like OpenSSH", r"[A-Za-z0-9][A-Za-z0-9 _.+-]*")
+    ),
     "comment": _text(
         "one line of text without ', which ufw does not take",
         rf"(?:(?!\s){_REMARK}{{0,199}}(?!\s){_REMARK})?",
         _read_comment,
     ),
     "network": Kind(
-        lambda _: "an address or a network like 10.0.0.0/24 or fd00::/8", lambda _: {"$ref": "#/$defs/network"}, _read_network
+        lambda _: "an address or a network like 10.0.0.0/24 or fd00::/8",
+        lambda _: {"$ref": "#/$defs/network"},
+        _read_network,
     ),
     "bind": Kind(
         lambda _: (
@@ -2134,11 +2149,7 @@ KINDS = {
         _SOURCE,
         _read_source,
     ),
-    "hash": _or_empty(
-        _text(
-            "sha256= and 64 hex digits (sha384 and sha512 too)", _HASH, _read_hash
-        )
-    ),
+    "hash": _or_empty(_text("sha256= and 64 hex digits (sha384 and sha512 too)", _HASH, _read_hash)),
     "path": _path,
     "path or empty": _or_empty(_path),
     "own folder": _own_folder,
@@ -2154,12 +2165,8 @@ KINDS = {
     "secret": _text("text without control characters, not empty", rf"{_NO_SECRET}[^\x00-\x1f\x7f]+", _is_resolved),
     "redis user": _redis_user,
     "redis user or empty": _or_empty(_redis_user),
-    "acl rule": _text(
-        "a rule like ~jobs:*, +@read or -keys, or a selector in brackets", _ACL_RULE, _read_acl_rule
-    ),
-    "calendar": _text(
-        "a time as systemd writes it, like daily or Mon..Fri 03:30", _CALENDAR, _read_calendar
-    ),
+    "acl rule": _text("a rule like ~jobs:*, +@read or -keys, or a selector in brackets", _ACL_RULE, _read_acl_rule),
+    "calendar": _text("a time as systemd writes it, like daily or Mon..Fri 03:30", _CALENDAR, _read_calendar),
     "certificate or empty": _text(
         "text in PEM form, from -----BEGIN CERTIFICATE-----, or empty",
         _pem("(?:TRUSTED )?CERTIFICATE"),
@@ -2170,7 +2177,9 @@ KINDS = {
         _pem("(?:[A-Z]+ )?PRIVATE KEY"),
         _read_pem,
     ),
-    "host or empty": _or_empty(_text("an address, or the name of a host", r"[A-Za-z0-9](?:[A-Za-z0-9.:-]{0,251}[A-Za-z0-9])?")),
+    "host or empty": _or_empty(
+        _text("an address, or the name of a host", r"[A-Za-z0-9](?:[A-Za-z0-9.:-]{0,251}[A-Za-z0-9])?")
+    ),
     "socket": Kind(
         lambda _: "true, false, or an absolute path without spaces or quotes",
         lambda _: {
@@ -2284,7 +2293,9 @@ def _read_packs(value: dict, path: str, problems: Problems) -> dict[str, str]:
         try:
             result[name] = _read_hash(digest) if isinstance(digest, str) else ""
         except Wrong as wrong:
-            problems.add(place, f"found {digest!r}; allowed: sha256= and 64 hex digits{f'; {wrong}' if str(wrong) else ''}")
+            problems.add(
+                place, f"found {digest!r}; allowed: sha256= and 64 hex digits{f'; {wrong}' if str(wrong) else ''}"
+            )
             continue
         if not result[name]:
             problems.add(place, f"found {_form(digest)}; allowed: sha256= and 64 hex digits")
@@ -2380,7 +2391,9 @@ MAPS = {
     "variables": MapKind(
         "a map of variables: name to text, number, true or false",
         lambda: {
-            "propertyNames": _names(_VARIABLE, "letters, digits and _; for REDIS_URL set redis or redis_url", "REDIS_URL"),
+            "propertyNames": _names(
+                _VARIABLE, "letters, digits and _; for REDIS_URL set redis or redis_url", "REDIS_URL"
+            ),
             "additionalProperties": {
                 "type": ["string", "number", "boolean"],
                 "pattern": r"^(?!sdb://)[^\x00-\x08\x0a-\x1f\x7f]*$|^\s*-----BEGIN PGP MESSAGE-----",
@@ -2455,7 +2468,9 @@ def _addresses(mine: dict[str, Any], path: str, problems: Problems) -> list[str]
         for value in [sent] if isinstance(sent, str) else sent if isinstance(sent, (list, tuple)) else [None]:
             address = _address(value)
             if address is None:
-                problems.add(path, f"found {_found(value)} from the minion {_name(minion)}; allowed: addresses. See {ask}")
+                problems.add(
+                    path, f"found {_found(value)} from the minion {_name(minion)}; allowed: addresses. See {ask}"
+                )
             elif not (address.is_loopback or address.is_link_local) and (
                 not networks or any(address in network for network in networks)
             ):
@@ -2598,9 +2613,7 @@ def _users_are_behind_a_password(wish, problems):
             continue
         for key in ("users", "old_passwords"):
             if entry[key]:
-                problems.add(
-                    f"{path}:password", f"must be given with {key}: without one everybody may do everything"
-                )
+                problems.add(f"{path}:password", f"must be given with {key}: without one everybody may do everything")
 
 
 def _users_may_do_something(wish, problems):
@@ -2634,9 +2647,14 @@ def _data_lie_apart(wish, problems):
             continue
         inside = [other for other in away if f"{folder}/".startswith(f"{other}/")]
         if inside:
-            problems.add(path, f"found {folder!r}, which lies in {inside[0]}; take a folder that is not emptied at a boot, "
-                         "and that other services may see")
-        shared = [other for other in taken if f"{folder}/".startswith(f"{other}/") or f"{other}/".startswith(f"{folder}/")]
+            problems.add(
+                path,
+                f"found {folder!r}, which lies in {inside[0]}; take a folder that is not emptied at a boot, "
+                "and that other services may see",
+            )
+        shared = [
+            other for other in taken if f"{folder}/".startswith(f"{other}/") or f"{other}/".startswith(f"{folder}/")
+        ]
         if shared:
             problems.add(path, f"found {folder!r}, where the instance {taken[shared[0]]} has its data; take another")
         taken[folder] = name
@@ -2652,8 +2670,11 @@ def _backups_lie_apart(wish, problems):
     for path, folder in places.items():
         inside = [other for other in away if folder and other and f"{folder}/".startswith(f"{other}/")]
         if inside and not problems.at(path):
-            problems.add(path, f"found {folder!r}, which lies in {inside[0]}; take a folder that is neither Redis' own "
-                         "nor emptied at a boot")
+            problems.add(
+                path,
+                f"found {folder!r}, which lies in {inside[0]}; take a folder that is neither Redis' own "
+                "nor emptied at a boot",
+            )
 
 
 def _backups_can_be_timed(wish, problems):
@@ -2719,9 +2740,7 @@ def _rules_agree(wish, problems):
         other = first.setdefault(tuple(rule.get(key) for key in _MATCHED), rule)
         if (other["action"], other.get("log")) != (rule["action"], rule.get("log")):
             of_ours = rule["name"] not in wish["firewall"]["rules"]
-            path = (
-                f"{R}:instances:{rule['name'].split('_')[1]}:allow_from" if of_ours else f"{F}:rules:{rule['name']}"
-            )
+            path = f"{R}:instances:{rule['name'].split('_')[1]}:allow_from" if of_ours else f"{F}:rules:{rule['name']}"
             says, others = (f"{one['action']} {one.get('log', '')}".strip() for one in (rule, other))
             what = f"app {rule['app']}" if "app" in rule else f"port {rule['port']}/{rule['proto']}"
             problems.add(
@@ -2810,10 +2829,13 @@ def _service_has_its_redis(wish, problems):
         ):
             continue
         if "redis" not in wish["roles"] and not service["redis_host"]:
-            problems.add(path, f"found {port!r}, but this minion has no role redis; set redis_host, redis_url, or redis: ''")
+            problems.add(
+                path, f"found {port!r}, but this minion has no role redis; set redis_host, redis_url, or redis: ''"
+            )
         elif port not in instances:
             problems.add(
-                path, f"found {port!r}, which is no instance here; allowed: {', '.join(sorted(instances, key=int)) or 'none'}, or empty"
+                path,
+                f"found {port!r}, which is no instance here; allowed: {', '.join(sorted(instances, key=int)) or 'none'}, or empty",
             )
         elif not _has_plain_port(instances[port]):
             problems.add(

@@ -273,7 +273,10 @@ def forget(instance: str) -> None:
     with _failing(f"Cannot forget the build of Redis instance {instance}"):
         for path in (
             os.path.join(prefix, f"instance-{instance}"),
-            *(os.path.join(_FOLDER, f"redis_{instance}_{end}") for end in ("upgrade.json", "refused.json", "before.conf")),
+            *(
+                os.path.join(_FOLDER, f"redis_{instance}_{end}")
+                for end in ("upgrade.json", "refused.json", "before.conf")
+            ),
         ):
             _unlink(path)
 
@@ -407,7 +410,9 @@ def _put_back(wish: dict[str, Any], files: dict[str, int]) -> str:
 def _cut(path: str, size: int, copy: str) -> None:
     """Take away what was appended to a file, with a copy of it as it was."""
     if os.path.getsize(path) < size:
-        raise CommandExecutionError(f"{path} was {size} bytes long before the upgrade and is shorter now: it is not touched")
+        raise CommandExecutionError(
+            f"{path} was {size} bytes long before the upgrade and is shorter now: it is not touched"
+        )
     shutil.copyfile(path, copy)
     handle = os.open(path, os.O_WRONLY | os.O_NOFOLLOW)
     try:

@@ -464,7 +464,9 @@ def beside(instance: str) -> list[str]:
 
         salt '*' sidekiq.beside 6379
     """
-    return [one["unit"] for wish in _working_with(instance) for one in _look(wish) if one["process"] and not one["stale"]]
+    return [
+        one["unit"] for wish in _working_with(instance) for one in _look(wish) if one["process"] and not one["stale"]
+    ]
 
 
 # Text for systemd ----------------------------------------------------------------------------------------------------
@@ -647,9 +649,7 @@ def sudo_check(
     return __salt__["sidekiq_sudo.sudo_check"](user, units, verbs, commands)
 
 
-def sudo_risks(
-    user: str, units: list[str] | None = None, commands: list[str] | None = None
-) -> list[dict[str, str]]:
+def sudo_risks(user: str, units: list[str] | None = None, commands: list[str] | None = None) -> list[dict[str, str]]:
     """
     The ways in which a user could gain more than sudo lets him do, see :func:`sidekiq_risks.find`.
 

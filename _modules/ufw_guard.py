@@ -110,8 +110,7 @@ def _holds(text, address, lets_in):
 def _covers(text, port):
     """Whether a rule's ports (``22``, ``80,443``, ``6000:6010``, ``any``) name this one."""
     return text == "any" or any(
-        int(first) <= port <= int(last or first)
-        for first, _, last in (part.partition(":") for part in text.split(","))
+        int(first) <= port <= int(last or first) for first, _, last in (part.partition(":") for part in text.split(","))
     )
 
 

@@ -420,11 +420,7 @@ def _missing(lines, wish, only_ours=False):
     present = {line.match: line for line in lines}
     # Only where ufw holds no rule of these very words: that one decides whether it has to write.
     of_apps = {} if only_ours else {line.packets: line for line in lines if line.apps and not line.ours}
-    return [
-        line
-        for line in wish
-        if not _serves(present.get(line.match) or of_apps.get(line.packets), line, only_ours)
-    ]
+    return [line for line in wish if not _serves(present.get(line.match) or of_apps.get(line.packets), line, only_ours)]
 
 
 def _serves(found, line, only_ours=False):

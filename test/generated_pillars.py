@@ -29,8 +29,17 @@ VALUES: dict[str, list] = {
     "ports or empty": ["", 1, 65535, "any", "http", "6000:6010", [80, 443, "6000:6010"], ["http", 8080], [22]],
     "interface or empty": ["", "eth0", "eth+", "br-lan.7", "wg_x"],
     "app profile or empty": ["", "OpenSSH", "WWW Full", "CUPS"],
-    "comment": ["", "the office", "x", "a, b; \"c\" – Büro", "日本"],
-    "network": ["10.0.0.0/8", "10.0.0.5/24", "192.0.2.1", "0.0.0.0/0", "fd00::/8", "::1", "::ffff:192.0.2.1", "1:2:3:4:5:6:7::/128"],
+    "comment": ["", "the office", "x", 'a, b; "c" – Büro', "日本"],
+    "network": [
+        "10.0.0.0/8",
+        "10.0.0.5/24",
+        "192.0.2.1",
+        "0.0.0.0/0",
+        "fd00::/8",
+        "::1",
+        "::ffff:192.0.2.1",
+        "1:2:3:4:5:6:7::/128",
+    ],
     "bind": ["127.0.0.1", "-::1", "*", "-::*", "10.0.0.5", "fe80::1%eth0", "1::7:8"],
     "size": ["", "0", 0, 1073741824, "512mb", "2GB", "7k", "100b"],
     "queue": ["default", "a.b:c_d-e", {"critical": 1}, {"low": 1000}],
@@ -71,7 +80,7 @@ VALUES: dict[str, list] = {
     "directives": [
         {},
         {"tcp-keepalive": 60, "x": ["a b", 'c "d e"', 1.5], "lazyfree-lazy-eviction": True},
-        {"y": "'it' \"\\\"\"", "z": ""},
+        {"y": '\'it\' "\\""', "z": ""},
     ],
     "variables": [{}, {"A": "x", "_b2": 1, "C": True, "D": 0.5, "E": "tab\there"}],
     "sidekiq.yml": [{}, {"labels": ["web"], ":x": {"y": [None, {"z": 1.5}]}, "concurrency": 7}],
@@ -86,7 +95,22 @@ GARBAGE = [
     "256.0.0.1", "1.2.3.4/33", "/" + "s" * 107, "r" * 300,
 ]  # fmt: skip
 CHARACTERS = list("aZ0:/.-_~ @%*()<>#'\"\\=,+\n\t\x00é\u200b٦")
-UNKNOWN = ["zzz", "", "user ", "app-dir", "<%", "6379", "port", "PORT", "80", "default", "x\n", "requirepass", "REDIS_URL", "é"]
+UNKNOWN = [
+    "zzz",
+    "",
+    "user ",
+    "app-dir",
+    "<%",
+    "6379",
+    "port",
+    "PORT",
+    "80",
+    "default",
+    "x\n",
+    "requirepass",
+    "REDIS_URL",
+    "é",
+]
 
 
 def leaves(module) -> list[tuple[list, Any]]:
@@ -159,8 +183,14 @@ def secret_pillars(draw, module) -> dict:
     for path, setting in leaves(module):
         if setting.secret:
             each = draw(st.booleans())
-            keys = [key if isinstance(key, str) else {"port": "6379", "redis user": "app"}.get(key.name, "sidekiq") for key in path]
-            text = {"url": f"redis://:{SECRET}@q/0", "private key or empty": KEY.replace("MIIB", SECRET.replace("-", ""))}
+            keys = [
+                key if isinstance(key, str) else {"port": "6379", "redis user": "app"}.get(key.name, "sidekiq")
+                for key in path
+            ]
+            text = {
+                "url": f"redis://:{SECRET}@q/0",
+                "private key or empty": KEY.replace("MIIB", SECRET.replace("-", "")),
+            }
             put(pillar, keys, {"variables": {"KEY": SECRET}, "list of secret": [SECRET + "2", SECRET + "3"]}.get(
                 setting.kind, text.get(setting.kind, SECRET)) if each or setting.default is module.REQUIRED else draw(value(setting))
             )  # fmt: skip

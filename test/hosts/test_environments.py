@@ -75,12 +75,18 @@ def test_three_environments_differ_as_written_and_in_nothing_else(master):
         assert {path for path in {*ours, *theirs} if ours.get(path) != theirs.get(path)} == WRITTEN[name]
         assert facts[dev.name]["users"] == facts[host.name]["users"]
         unit = "/etc/systemd/system/sidekiq.service"
-        changed = [line for line in difflib.ndiff(text(dev, unit), text(host, unit)) if line[0] in "+-" and line[2] != "#"]
-        assert all(any(word in line for line in changed) for word in LINES[name]) and len(changed) == len(LINES[name]), changed
+        changed = [
+            line for line in difflib.ndiff(text(dev, unit), text(host, unit)) if line[0] in "+-" and line[2] != "#"
+        ]
+        assert all(any(word in line for line in changed) for word in LINES[name]) and len(changed) == len(
+            LINES[name]
+        ), changed
     assert [line[1:] for line in difflib.unified_diff(text(dev, "/etc/redis/6379.conf"), text(others[1], "/etc/redis/6379.conf"), n=0) if line[0] in "+-"][2:] == [
         "maxmemory 256mb", "maxmemory 2gb",
     ]  # fmt: skip
-    rules = {name: set(host.run(["ufw", "show", "added"]).stdout.splitlines()) for host, name in zip(master.minions, NAMES)}
+    rules = {
+        name: set(host.run(["ufw", "show", "added"]).stdout.splitlines()) for host, name in zip(master.minions, NAMES)
+    }
     assert len(rules["dev"] ^ rules["staging-1"]) == 4, rules
     assert len(rules["dev"] - rules["production-1"]) == 2 and len(rules["production-1"] - rules["dev"]) == 1, rules
 
@@ -103,7 +109,12 @@ def test_a_worker_takes_address_and_password_from_the_pillar_of_both(master):
         "sidekiq": {
             "install": "package",
             "services": {
-                "sidekiq": {"redis_host": redis.address, "redis_user": "jobs", "require": "./worker.rb", "start_timeout": 20}
+                "sidekiq": {
+                    "redis_host": redis.address,
+                    "redis_user": "jobs",
+                    "require": "./worker.rb",
+                    "start_timeout": 20,
+                }
             },
         },
     }

@@ -342,7 +342,9 @@ def test_run_that_is_cut_off_never_shuts_out_ssh(host, outside, start, moments):
         (clean(host) if start == "clean" else firewall(host, *wish)).assert_unchanged()
 
 
-STEPS = r"start (ufw|ip6?tables|ip6?tables-restore|systemd-run|systemctl stop) |[a-z]+ /(etc|var/lib)/.*(ufw|redis_sidekiq)"
+STEPS = (
+    r"start (ufw|ip6?tables|ip6?tables-restore|systemd-run|systemctl stop) |[a-z]+ /(etc|var/lib)/.*(ufw|redis_sidekiq)"
+)
 
 
 @pytest.mark.soak

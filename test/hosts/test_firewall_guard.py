@@ -195,7 +195,7 @@ def test_routed_policy_and_log_level(echoing, outside):  # noqa: F811
         for one in (wish, {**wish, "routed": "reject"}, {**wish, "incoming": "deny"}):
             firewall(host, SSH, ECHOES, shut, **one).assert_ok()
             firewall(host, SSH, ECHOES, shut, **one).assert_unchanged()
-            assert "log-prefix \"[UFW ALLOW] \"" in "".join(line for line in kernel(host) if "after-logging" in line)
+            assert 'log-prefix "[UFW ALLOW] "' in "".join(line for line in kernel(host) if "after-logging" in line)
     seen.assert_allowed()
     seen.assert_denied()
     seen.assert_stands()

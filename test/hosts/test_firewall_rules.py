@@ -100,7 +100,7 @@ def test_any_host_comes_to_the_same_end(host, before):
 
 
 EVERYTHING = {
-    "ssh": {"app": "OpenSSH", "comment": "the \"admins\" $(id) {{ 7*7 }} é"},
+    "ssh": {"app": "OpenSSH", "comment": 'the "admins" $(id) {{ 7*7 }} é'},
     "http": {"port": "http", "interface": "eth0", "action": "limit"},
     "https": None,
     "web": {"port": [443, 8080, "6000:6010"], "from": ["10.0.0.9/8", "fd00::1/8"], "to": ["10.0.0.5"]},
@@ -131,7 +131,7 @@ def test_every_form_of_a_rule_is_in_force(host):
         "-A ufw-user-input -p tcp -m tcp --dport 23 -j REJECT",
     ):
         assert words in chains, words
-    assert "the \"admins\" $(id) {{ 7*7 }} é" in host.run(["ufw", "show", "added"]).stdout
+    assert 'the "admins" $(id) {{ 7*7 }} é' in host.run(["ufw", "show", "added"]).stdout
     # One more word in a comment, another log level: only these change.
     again = {**EVERYTHING, "mail": {**EVERYTHING["mail"], "comment": "none at all"}}
     changes = settled(host, pillar(again, routed="reject", logging="off"))

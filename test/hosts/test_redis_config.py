@@ -266,7 +266,9 @@ def test_no_write_is_lost_whenever_redis_is_killed_while_its_config_changes(redi
         cut = f"salt-call --local state.apply redis_sidekiq & sleep {tenths / 10}; pkill -9 redis-server; wait"
         host.run(["sh", "-c", cut], check=False)
         apply_locally(host).assert_ok()
-        assert (answer(host, "maxmemory"), answer(host, "databases")) == (str((90 + step) << 20), str(17 + step)), tenths
+        assert (answer(host, "maxmemory"), answer(host, "databases")) == (str((90 + step) << 20), str(17 + step)), (
+            tenths
+        )
         apply_locally(host).assert_unchanged()
     host.run(["touch", "/tmp/clients.stop"])
     seen = json.loads(writer.communicate(timeout=60)[0])
@@ -286,7 +288,9 @@ def test_what_a_change_costs_beside_a_restart(redis_host):
         assert changed(run) == {CONFIG, LIVE}
     assert seen["ended"] == []
     size = app.redis(host, "info", "memory").split("used_memory_human:")[1].split()[0]
-    print(f"{size}: set live in {run.states[LIVE]['duration'] / 1000:.2f} s, the run {run.seconds:.1f} s, 0 of 20 clients dropped")
+    print(
+        f"{size}: set live in {run.states[LIVE]['duration'] / 1000:.2f} s, the run {run.seconds:.1f} s, 0 of 20 clients dropped"
+    )
     with clients(host) as seen:
         record = salt_call(host, "redis_server.restart", "6379")
     seconds = {step["step"]: step["seconds"] for step in record["steps"]}

@@ -56,7 +56,9 @@ def test_an_instance_that_the_pillar_drops_is_stopped_and_keeps_its_keys(redis_h
     assert changed(run) == {DROPPED} and run.changed == announced.changed
     assert "/var/redis/6380 stay" in run.states[DROPPED]["comment"] and "six-three" not in json.dumps(run.states)
     for port in (6380, 6381):
-        assert not host.exists(f"/etc/redis/{port}.conf") and not host.exists(f"/etc/systemd/system/redis_{port}.service")
+        assert not host.exists(f"/etc/redis/{port}.conf") and not host.exists(
+            f"/etc/systemd/system/redis_{port}.service"
+        )
         assert host.run(["systemctl", "show", "-p", "LoadState", "--value", f"redis_{port}"]).stdout == "not-found\n"
     assert host.run(["find", "/etc/systemd/system", "-xtype", "l"]).stdout == ""
     assert (pid(host), app.main_pid(host, "redis_6399")) == (before, others)

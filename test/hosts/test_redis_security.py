@@ -181,7 +181,15 @@ def test_sidekiq_works_as_a_user_who_administers_nothing(sidekiq_hosts, image):
     # Tried again by Sidekiq's own script, and dead then.
     wait_for(lambda: count("zcard", "dead") == 1, 60, "the second try of the job that fails")
     assert ruby("api.rb") == ["done"]
-    for words in ("flushall", "config get dir", "keys *", "acl list", "shutdown", "replicaof no one", "client kill id 1"):
+    for words in (
+        "flushall",
+        "config get dir",
+        "keys *",
+        "acl list",
+        "shutdown",
+        "replicaof no one",
+        "client kill id 1",
+    ):
         assert "NOPERM" in ask(host, "jobs:to/day", *words.split()), words
     log = host.run(["journalctl", "-u", "sidekiq", "--no-pager", "-q"]).stdout
     assert "NOPERM" not in log and "WRONGPASS" not in log and "to/day" not in log
@@ -199,7 +207,8 @@ def test_no_visitor_with_a_valid_password_is_refused_while_passwords_rotate(redi
     move(host, default="boss-1", worker="worker-1")
     with visitors(host) as seen:
         configure(
-            host, {"password": "boss-2", "old_passwords": ["boss-1"], "users": {"worker": worker("worker-2", "worker-1")}}
+            host,
+            {"password": "boss-2", "old_passwords": ["boss-1"], "users": {"worker": worker("worker-2", "worker-1")}},
         )
         assert set(apply_locally(host, test=True).assert_ok().pending) == {CONFIG, LIVE, USERS}
         assert changed(apply_locally(host)) == {CONFIG, LIVE, USERS}

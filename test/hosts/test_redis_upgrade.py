@@ -201,7 +201,9 @@ def upgrade_killed(host, moment: float, how: str) -> None:
     if how == "minion":
         host.run(["sh", "-c", command.format(moment)], check=False)
     elif how == "redis":
-        host.run(["sh", "-c", f"salt-call --local state.apply redis_sidekiq & sleep {moment}; pkill -9 redis-server; wait"])
+        host.run(
+            ["sh", "-c", f"salt-call --local state.apply redis_sidekiq & sleep {moment}; pkill -9 redis-server; wait"]
+        )
     else:
         process = host.popen(["salt-call", "--local", "state.apply", "redis_sidekiq"])
         time.sleep(moment)
@@ -272,7 +274,8 @@ BIG = pytest.mark.soak
 
 
 @pytest.mark.parametrize(
-    ("keys", "appendonly"), [(20_000, True), pytest.param(520_000, True, marks=BIG), pytest.param(520_000, False, marks=BIG)]
+    ("keys", "appendonly"),
+    [(20_000, True), pytest.param(520_000, True, marks=BIG), pytest.param(520_000, False, marks=BIG)],
 )
 def test_jobs_flow_on_while_redis_goes_over(sidekiq_hosts, old_build, tmp_path, keys, appendonly):
     host = sidekiq_hosts("trixie")
@@ -304,7 +307,9 @@ def test_jobs_flow_on_while_redis_goes_over(sidekiq_hosts, old_build, tmp_path, 
     log = host.run(["journalctl", "-u", "redis_6379", "-o", "cat", "--no-pager", "-n", "60"]).stdout
     loaded = [float(line.split()[-2]) for line in log.splitlines() if "DB loaded from" in line]
     size = app.redis(host, "info", "memory").split("used_memory_human:")[1].split()[0]
-    print(f"{size}: {longest} s without Redis, {loaded[-1]} s of it to load; {run.states[SERVES]['duration'] / 1000:.1f} s in all")
+    print(
+        f"{size}: {longest} s without Redis, {loaded[-1]} s of it to load; {run.states[SERVES]['duration'] / 1000:.1f} s in all"
+    )
     print(f"{verdict.enqueued} jobs, {len(verdict.missing)} missing, {verdict.begun_again} begun again")
     apply_locally(host).assert_unchanged()
     app.redis(host, "bgrewriteaof") if appendonly else app.redis(host, "save")

@@ -62,6 +62,8 @@ def test_two_gigabytes_suffice(small_host, image):
     apply_locally(host).assert_unchanged()
     assert app.redis(host, "dbsize") == "300"
     most = int((group / "memory.max_usage_in_bytes").read_text())
-    print(f"at most {most >> 20} MiB of {MEMORY >> 20}, {int((group / 'memory.failcnt').read_text())} times at the limit")
+    print(
+        f"at most {most >> 20} MiB of {MEMORY >> 20}, {int((group / 'memory.failcnt').read_text())} times at the limit"
+    )
     assert most > 300 << 20, "the compiler ran elsewhere"
     assert "oom_kill 0" in (group / "memory.oom_control").read_text()

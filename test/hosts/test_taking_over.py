@@ -66,7 +66,9 @@ def bare(host: Host) -> None:
     make_masterless(host, {"redis_sidekiq": settings})
     host.run(["cp", "-a", "/opt/redis", "/root/builds"])
     apply_locally(host, "redis_sidekiq.clean").assert_ok()
-    host.run(["sh", "-c", "mv /root/builds /opt/redis && find /opt/redis -type l -delete && rm -rf /var/lib/redis_sidekiq"])
+    host.run(
+        ["sh", "-c", "mv /root/builds /opt/redis && find /opt/redis -type l -delete && rm -rf /var/lib/redis_sidekiq"]
+    )
 
 
 def redis_by_hand(host: Host, folder: str, more: str = "") -> None:
@@ -88,7 +90,11 @@ def test_a_host_made_by_hand_is_taken_over_under_load(handmade):
     host.write("/etc/systemd/system/sidekiq.service", SIDEKIQ)
     host.run(["sh", "-c", "systemctl daemon-reload && systemctl enable --now sidekiq"])
     host.write("/etc/sudoers.d/hand", SUDO, mode=0o440)
-    for words in (["allow", "22/tcp"], ["allow", "from", "10.9.9.9", "to", "any", "port", "6379"], ["--force", "enable"]):
+    for words in (
+        ["allow", "22/tcp"],
+        ["allow", "from", "10.9.9.9", "to", "any", "port", "6379"],
+        ["--force", "enable"],
+    ):
         host.run(["ufw", *words])
     app.redis(host, "set", "kept", "from the time before")
     put_pillar(host, pillar())
@@ -109,7 +115,9 @@ def test_a_host_made_by_hand_is_taken_over_under_load(handmade):
     apply_locally(host).assert_unchanged()
 
     assert app.redis(host, "get", "kept") == "from the time before"
-    assert not host.exists("/etc/init.d/redis_6379") and host.exists("/var/lib/redis_sidekiq/by-hand/etc_init.d_redis_6379")
+    assert not host.exists("/etc/init.d/redis_6379") and host.exists(
+        "/var/lib/redis_sidekiq/by-hand/etc_init.d_redis_6379"
+    )
     assert "10.9.9.9" in host.run(["ufw", "show", "added"]).stdout
     host.reboot()
     assert app.redis(host, "get", "kept") == "from the time before"
@@ -131,7 +139,10 @@ def test_data_that_lie_elsewhere_are_never_left_for_an_empty_redis(handmade):
     before = host.run([*ask, "info", "server"]).stdout
     for test in (True, False):
         said = "\n".join(apply_locally(host, test=test).failed.values())
-        assert f"has its data in {elsewhere}, and the settings say /var/redis/6379: set redis_sidekiq:redis:instances:6379:dir" in said
+        assert (
+            f"has its data in {elsewhere}, and the settings say /var/redis/6379: set redis_sidekiq:redis:instances:6379:dir"
+            in said
+        )
         assert "made-by-hand" not in said
     assert run_id(host.run([*ask, "info", "server"]).stdout) == run_id(before) and not host.exists("/var/redis/6379")
 

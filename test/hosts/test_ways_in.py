@@ -42,7 +42,9 @@ class SaltSsh:
         config = {"thin_extra_mods": "redis,async_timeout", "ssh_log_file": "/var/log/salt/ssh"}
         config |= {"file_roots": {"base": [FILE_ROOT]}, "pillar_roots": {"base": [PILLAR_ROOT]}}
         host.write("/etc/salt/master", json.dumps(config))
-        host.write("/etc/salt/roster", json.dumps({"web": {"host": target.address, "user": "root", "priv": "/root/.ssh/key"}}))
+        host.write(
+            "/etc/salt/roster", json.dumps({"web": {"host": target.address, "user": "root", "priv": "/root/.ssh/key"}})
+        )
         host.run(["/opt/salt/bin/pip", "install", "-q", "redis>=5,<7.2"])
         host.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", "/root/.ssh/key"])
         target.write("/root/.ssh/authorized_keys", host.run(["cat", "/root/.ssh/key.pub"]).stdout, mode=0o600)
@@ -59,13 +61,18 @@ def test_salt_ssh(make_host, masterless):
     # Nothing of a minion is used there.
     target.run(["rm", "-rf", "/etc/salt", FILE_ROOT, PILLAR_ROOT, "/var/cache/salt"])
     far = SaltSsh(make_host("ssh-master"), target)
-    pillar = {"redis": {**tarball("7.0.15"), "instances": {"6379": {"password": PASSWORD}}}, "roles": ["redis", "firewall"]}
+    pillar = {
+        "redis": {**tarball("7.0.15"), "instances": {"6379": {"password": PASSWORD}}},
+        "roles": ["redis", "firewall"],
+    }
 
     put_pillar(far.host, {"redis_sidekiq": {"redis": {"verison": "8.0.6"}}})
     assert "redis_sidekiq:redis:verison: unknown key; did you mean 'version'?" in "\n".join(far.apply().errors)
 
     put_pillar(far.host, {"redis_sidekiq": pillar})
-    words = target.popen(["sh", "-c", f"while sleep 0.1; do grep -sla [{PASSWORD[0]}]{PASSWORD[1:]} /proc/[0-9]*/cmdline; done"])
+    words = target.popen(
+        ["sh", "-c", f"while sleep 0.1; do grep -sla [{PASSWORD[0]}]{PASSWORD[1:]} /proc/[0-9]*/cmdline; done"]
+    )
     announced = far.apply(test=True).assert_ok()
     applied = far.apply().assert_ok()
     words.kill()
@@ -150,7 +157,10 @@ def release():
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize(("image", "line"), [("bookworm-3006", "3006."), ("bookworm-3007", "3007."), ("bookworm", "3008."), ("trixie", "3008.")])
+@pytest.mark.parametrize(
+    ("image", "line"),
+    [("bookworm-3006", "3006."), ("bookworm-3007", "3007."), ("bookworm", "3008."), ("trixie", "3008.")],
+)
 def test_each_line_of_salt_makes_a_bare_host_whole(make_host, image, line):
     """The table of docs/support.md. In the normal run test_converge.py has 3006 and 3008 by a master."""
     host = make_host("line", image=image)

@@ -16,7 +16,7 @@ import sys
 import time
 
 # Every character that a shell, Jinja, YAML, ufw or a terminal could take for something else.
-HOSTILE = "\"$`\\|&;<>(){}[]*?!#~%^=+@:,./-_ é☃" + "{{ 7*7 }}{% x %}$(id)"
+HOSTILE = '"$`\\|&;<>(){}[]*?!#~%^=+@:,./-_ é☃' + "{{ 7*7 }}{% x %}$(id)"
 NETWORKS = {
     "4": ("10.0.0.0/8", "10.1.2.3/16", "192.0.2.7", "192.0.2.7/32", "10.1.0.0/255.255.0.0", "0.0.0.0/0"),
     "6": ("2001:db8::9/32", "fd00::1", "FD00::2/64", "::/0"),
@@ -153,8 +153,11 @@ def judge_others(module, seed: int, count: int, work: str) -> list[str]:
     for line in module._wished(ruleset(seed + 200_000, count), True):
         words = module._rule_words(line._replace(comment=chance.choice(["", "theirs"])))
         subprocess.run(["ufw", f"--rootdir={root}", f"--datadir={root}", *words], capture_output=True, check=False)
-    for words in (["route", "allow", "in", "on", "eth0", "out", "on", "eth1"], ["allow", "WWW Full"],
-                  ["allow", "from", "2001:db8::77/32", "port", "53", "to", "any"]):
+    for words in (
+        ["route", "allow", "in", "on", "eth0", "out", "on", "eth1"],
+        ["allow", "WWW Full"],
+        ["allow", "from", "2001:db8::77/32", "port", "53", "to", "any"],
+    ):
         subprocess.run(["ufw", f"--rootdir={root}", f"--datadir={root}", *words], capture_output=True, check=True)
     before = tuples(module, root)
     wish = ruleset(seed, count)

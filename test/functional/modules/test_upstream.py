@@ -15,9 +15,15 @@ from test.hosts.harness import machine
 SUITES = (
     *(f"unit/type/{name}" for name in ("string", "incr", "list", "list-2", "set", "zset", "hash", "stream")),
     *(f"unit/{name}" for name in ("acl", "aofrw", "auth", "dump", "expire", "info", "introspection", "keyspace")),
-    *(f"unit/{name}" for name in ("latency-monitor", "limits", "maxmemory", "multi", "networking", "other", "printver")),
+    *(
+        f"unit/{name}"
+        for name in ("latency-monitor", "limits", "maxmemory", "multi", "networking", "other", "printver")
+    ),
     *(f"unit/{name}" for name in ("protocol", "pubsub", "quit", "scan", "scripting", "shutdown", "slowlog", "sort")),
-    *(f"integration/{name}" for name in ("aof", "aof-multi-part", "block-repl", "logging", "rdb", "redis-cli", "replication-4")),
+    *(
+        f"integration/{name}"
+        for name in ("aof", "aof-multi-part", "block-repl", "logging", "rdb", "redis-cli", "replication-4")
+    ),
 )
 
 

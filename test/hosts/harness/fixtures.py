@@ -84,7 +84,11 @@ def _named_in(item) -> list[Host]:
     """The hosts that a test holds in its fixtures, directly or in what stands for a site; else the newest ones."""
     held = []
     for value in getattr(item, "funcargs", {}).values():
-        held += [each for each in (value, *vars(value).values()) if isinstance(each, Host)] if hasattr(value, "__dict__") else []
+        held += (
+            [each for each in (value, *vars(value).values()) if isinstance(each, Host)]
+            if hasattr(value, "__dict__")
+            else []
+        )
     found = [host for host in held if host.running] or [host for host in _up.values() if host.running][-2:]
     return list({host.name: host for host in found}.values())
 

@@ -38,7 +38,9 @@ from test.hosts.harness.machine import (
 CONSTRAINTS = REPO / "test/constraints"
 
 # What a bare host has. strace is for counting processes; nothing else here is of use to the formula.
-BARE = """systemd systemd-sysv dbus libpam-systemd openssh-server python3 iproute2 procps ca-certificates strace""".split()
+BARE = (
+    """systemd systemd-sysv dbus libpam-systemd openssh-server python3 iproute2 procps ca-certificates strace""".split()
+)
 # What Salt is built with; none of it gets into an image.
 BUILDER = ["g++", "python3-dev", "python3-venv"]
 # What a host has no part in: the machine's kernel, and mending by night what lives for minutes.

@@ -108,7 +108,9 @@ def _source(root: Path, package: str, name: str, digest: str) -> None:
         return
     sources = root / images.SOURCES
     binary = sources.read_text()
-    sources.write_text(binary + "".join(f"deb-src {line[4:]}\n" for line in binary.splitlines() if line.startswith("deb ")))
+    sources.write_text(
+        binary + "".join(f"deb-src {line[4:]}\n" for line in binary.splitlines() if line.startswith("deb "))
+    )
     images.inside(root, ["apt-get", "-qq", "update"])
     images.inside(root, ["sh", "-c", f"cd /srv && exec apt-get -qq source --download-only --tar-only {package}"])
     found = next((root / "srv").glob(f"{package}_*.orig.tar.*"))

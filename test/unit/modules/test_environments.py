@@ -97,7 +97,9 @@ def test_environments_differ_in_what_is_written_and_nothing_else(settle):
 
 
 def test_minion_id_decides_and_a_grain_adds(settle):
-    assert service(settle("staging-1", num_cpus=16))["units"] == [f"sidekiq@{number}.service" for number in (1, 2, 3, 4)]
+    assert service(settle("staging-1", num_cpus=16))["units"] == [
+        f"sidekiq@{number}.service" for number in (1, 2, 3, 4)
+    ]
     assert service(settle("staging-1"))["units"] == ["sidekiq.service"]
     assert "staging" in service(settle("staging-1", num_cpus=16))["argv"]
     # A minion that only says that it is production is not.

@@ -12,7 +12,9 @@ from salt.exceptions import SaltInvocationError
 
 from test.generated_pillars import GARBAGE, ROOT, changed_pillars, leaves, put, right_pillars, secret_pillars
 
-RUN = settings(max_examples=1000, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+RUN = settings(
+    max_examples=1000, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+)
 SOAK = settings(RUN, max_examples=50_000, derandomize=False)
 LINE = re.compile(r"redis_sidekiq(:[A-Za-z0-9_.@*-]*)*: .+")
 

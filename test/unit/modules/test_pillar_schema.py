@@ -19,7 +19,9 @@ from test.unit.modules.test_redis_sidekiq import COMMENTED, EXAMPLE, alternative
 from test.wrong_pillars import CERTIFICATE, WRONG_PILLARS
 
 # The same examples in each run of the tests; the soak looks for new ones.
-RUN = settings(max_examples=1000, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+RUN = settings(
+    max_examples=1000, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+)
 SOME = settings(RUN, max_examples=300)
 SOAK = settings(RUN, max_examples=50_000, derandomize=False)
 
@@ -78,7 +80,9 @@ def a_folder_of_others(value):
 
 
 def in_services(value):
-    return any(re.fullmatch("[A-Za-z][A-Za-z0-9-]+", str(each)) for each in (value if isinstance(value, list) else [value]))
+    return any(
+        re.fullmatch("[A-Za-z][A-Za-z0-9-]+", str(each)) for each in (value if isinstance(value, list) else [value])
+    )
 
 
 def ports(value):
@@ -94,7 +98,11 @@ EXCEPTIONS = [
     ("a range's ends, and how many ports ranges count as", "ports or empty", ports),
     ("characters that cannot be seen, of which Python knows more", "comment", lambda value: not value.isprintable()),
     ("a secret that Jinja has yet to put there", "", lambda value: value.startswith("{{")),
-    ("a secret that the gpg renderer has yet to decrypt", "", lambda value: str(value).lstrip().startswith("-----BEGIN PGP")),
+    (
+        "a secret that the gpg renderer has yet to decrypt",
+        "",
+        lambda value: str(value).lstrip().startswith("-----BEGIN PGP"),
+    ),
 ]
 
 

@@ -294,7 +294,9 @@ def test_programs_installed_by_hand_give_way_and_are_kept(redis_build, tmp_path)
     (tmp_path / "redis-server").write_bytes(b"\x7fELF")
     (tmp_path / "redis-sentinel").symlink_to("redis-server")  # as make install leaves it
     wrong = redis_build.links(str(tmp_path))
-    assert [wrong[str(tmp_path / name)]["old"] for name in ("redis-server", "redis-sentinel")] == ["installed by hand"] * 2
+    assert [wrong[str(tmp_path / name)]["old"] for name in ("redis-server", "redis-sentinel")] == [
+        "installed by hand"
+    ] * 2
     assert redis_build.linked(str(tmp_path)) == []
     redis_build.link(str(tmp_path))
     assert redis_build.links(str(tmp_path)) == {} and kept == [str(tmp_path / "redis-server")]

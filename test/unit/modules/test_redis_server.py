@@ -36,7 +36,13 @@ def redis_server(load):
         return answer if isinstance(answer, dict) else {"retcode": 0, "stdout": answer, "stderr": ""}
 
     module.redis = {"instances": [INSTANCE], "prefix": "/opt/redis", "group": "root", "service_manager": "systemd"}
-    module.redis |= {"drain_sidekiq": True, "flavor": "redis", "version": "7.0.15", "source_hash": "", "build": {"malloc": "libc", "tls": False}}
+    module.redis |= {
+        "drain_sidekiq": True,
+        "flavor": "redis",
+        "version": "7.0.15",
+        "source_hash": "",
+        "build": {"malloc": "libc", "tls": False},
+    }
     module.drift = {"directives": {}, "unasked": ""}
     module.__salt__ = {
         "cmd.run_all": run_all,
@@ -539,7 +545,9 @@ def test_data_elsewhere_are_told_with_the_setting(by_hand, line):
     (folder / "old").mkdir()
     redis_server._refuse_other_places(wish, line.format(folder))  # nothing lies there
     (folder / "old/dump.rdb").touch()
-    with pytest.raises(CommandExecutionError, match=f"data in {folder}/old.*set redis_sidekiq:redis:instances:6379:dir"):
+    with pytest.raises(
+        CommandExecutionError, match=f"data in {folder}/old.*set redis_sidekiq:redis:instances:6379:dir"
+    ):
         redis_server._refuse_other_places(wish, line.format(folder))
 
 
@@ -552,7 +560,9 @@ def test_data_under_another_name_are_told_with_the_directive(by_hand):
 
 def test_data_are_given_to_redis_and_nothing_is_followed(redis_server, tmp_path, monkeypatch):
     given = []
-    monkeypatch.setattr(redis_server.os, "fchown", lambda handle, *owner: given.append(os.readlink(f"/proc/self/fd/{handle}")))
+    monkeypatch.setattr(
+        redis_server.os, "fchown", lambda handle, *owner: given.append(os.readlink(f"/proc/self/fd/{handle}"))
+    )
     account = type("Account", (), {"pw_uid": os.getuid() + 1, "gr_gid": 1})
     monkeypatch.setattr(redis_server.pwd, "getpwnam", lambda name: account)
     monkeypatch.setattr(redis_server.grp, "getgrnam", lambda name: account)

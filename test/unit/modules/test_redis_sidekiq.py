@@ -176,7 +176,9 @@ def test_another_family_of_systems(redis_sidekiq, check):
     assert "Debian" in line
 
 
-@pytest.mark.parametrize(("version", "wrong"), [([3006, 27], 1), ([3005, 5, "rc1"], 1), ([3006, 28], 0), ([3008, 3], 0)])
+@pytest.mark.parametrize(
+    ("version", "wrong"), [([3006, 27], 1), ([3005, 5, "rc1"], 1), ([3006, 28], 0), ([3008, 3], 0)]
+)
 def test_an_older_salt(redis_sidekiq, check, version, wrong):
     redis_sidekiq.__grains__["saltversioninfo"] = version
     lines = check({})
@@ -224,7 +226,10 @@ def test_memory_that_is_not_known_is_not_judged(redis_sidekiq, check):
         ),
         redis(build={"tls": True}, instances={"6379": {"directives": {"tls-ciphers": "DEFAULT"}}}),
         instance(tls={"port": 6390, "cert": "/c", "key": "/k"}, directives={"tls-session-caching": False}),
-        redis(tls={"cert": "/c", "key": "/k", "ca": "/a", "auth_clients": "optional"}, instances={"6379": {"tls": {"port": 6390}}}),
+        redis(
+            tls={"cert": "/c", "key": "/k", "ca": "/a", "auth_clients": "optional"},
+            instances={"6379": {"tls": {"port": 6390}}},
+        ),
         redis(tls={"cert": "/c", "key": "/k"}, instances={"6379": {}, "6380": {"tls": {"port": 6390, "plain": False}}}),
         instance(unixsocket=True, unixsocket_group="jobs"),
         instance(unixsocket="/srv/sockets/redis", unixsocket_perm="777"),
@@ -383,7 +388,9 @@ def test_a_finished_build_is_taken_where_it_was_made_for(settle):
     assert settings["redis"]["pack"] == {"name": build, "source": source, "hash": "sha256=" + "a" * 64}
     assert settings["packages"] == ["ca-certificates"]
     del packs[build]
-    settings = settle({"redis_sidekiq": {"roles": ["redis"], "redis": {"build": {"packs": packs, "packs_from": "/srv/x/"}}}})
+    settings = settle(
+        {"redis_sidekiq": {"roles": ["redis"], "redis": {"build": {"packs": packs, "packs_from": "/srv/x/"}}}}
+    )
     assert settings["redis"]["pack"] == {"name": build, "source": "", "hash": ""}
     assert "build-essential" in settings["packages"]
 
@@ -546,7 +553,11 @@ def test_without_systemd_backups_come_at_a_time_that_cron_knows(redis_sidekiq, c
 
 def test_an_instance_says_its_own_of_backups_and_takes_the_rest(settle):
     backup = {"enabled": True, "keep": 3, "dir": "/srv/backups"}
-    own = {"6379": {"backup": {"keep": 9, "at": "hourly"}}, "6380": {"backup": {"enabled": False}}, "6381": {"backup": None}}
+    own = {
+        "6379": {"backup": {"keep": 9, "at": "hourly"}},
+        "6380": {"backup": {"enabled": False}},
+        "6381": {"backup": None},
+    }
     pillar = {"redis_sidekiq": {"redis": {"backup": backup, "instances": own}}}
     found = [one["backup"] for one in settle(pillar)["redis"]["instances"]]
     assert found == [
@@ -701,9 +712,14 @@ def test_directives(settle):
             )
         )
     )
-    assert {'save ""', "maxmemory 1gb", "appendonly no", "maxclients 100", "activedefrag yes", 'syslog-ident ""'} <= set(
-        lines
-    )
+    assert {
+        'save ""',
+        "maxmemory 1gb",
+        "appendonly no",
+        "maxclients 100",
+        "activedefrag yes",
+        'syslog-ident ""',
+    } <= set(lines)
     assert lines[-2:] == ["rename a b", "rename c d"]
 
 
@@ -825,7 +841,10 @@ def test_pillars_of_the_how_to_are_right(check, mine):
     text = (REPO / "docs/firewall.md").read_text()
     blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)]
     pillars = [block for block in blocks if "redis_sidekiq" in block]
-    table = [yaml.safe_load(entry) for entry in re.findall(r"`(\{.*?\})`", text.partition("| wish |")[2].partition("\n\n")[0])]
+    table = [
+        yaml.safe_load(entry)
+        for entry in re.findall(r"`(\{.*?\})`", text.partition("| wish |")[2].partition("\n\n")[0])
+    ]
     assert len(pillars) == 2 and len(table) >= 8
     for pillar in [*pillars, *(rules(http=None, x=entry) for entry in table)]:
         assert check(pillar) == [], pillar
@@ -912,7 +931,9 @@ def test_mine_that_falls_silent_in_a_run(settle, check, mine, redis_sidekiq, mon
             assert "does not answer" in check(of_mine())[0]
 
 
-@pytest.mark.parametrize("sent", ["0.0.0.0/0", "0.0.0.0", "::", "10.0.0.0/8", "any", "", "x; id", 7, None, {"a": 1}, [["10.0.0.1"]]])
+@pytest.mark.parametrize(
+    "sent", ["0.0.0.0/0", "0.0.0.0", "::", "10.0.0.0/8", "any", "", "x; id", 7, None, {"a": 1}, [["10.0.0.1"]]]
+)
 def test_mine_never_opens_to_more_than_one_host(check, mine, sent):
     mine({"worker1": ["10.0.0.8"], "evil": sent if isinstance(sent, list) else [sent]})
     [line] = check(of_mine())
@@ -955,7 +976,9 @@ def test_users_of_redis_have_the_rules_of_their_preset_and_their_own(settle):
         "b": {"passwords": ["x"], "preset": "sidekiq", "rules": ["-keys", "&news:*"]},
         "a": {"passwords": ["x"], "rules": ["~a:*", "+get", "(~b:* +set|x)", "allchannels"]},
     }
-    rules = {user["name"]: user["rules"] for user in first_instance(settle(instance(password="x", users=users)))["users"]}
+    rules = {
+        user["name"]: user["rules"] for user in first_instance(settle(instance(password="x", users=users)))["users"]
+    }
     assert rules["a"] == ["~a:*", "+get", "(~b:* +set|x)", "allchannels"]
     assert rules["b"] == ["resetchannels", "~*", "+@all", "-@admin", "-@dangerous", "+info", "-keys", "&news:*"]
 
@@ -976,7 +999,9 @@ def test_a_redis_elsewhere(settle):
     ],
 )
 def test_a_redis_elsewhere_that_the_pillar_of_both_describes(settle, roles, user, url):
-    pillar = instance(password="x", bind=["127.0.0.1", "10.0.0.5"], users={"app": {"passwords": ["n/1"], "preset": "sidekiq"}})
+    pillar = instance(
+        password="x", bind=["127.0.0.1", "10.0.0.5"], users={"app": {"passwords": ["n/1"], "preset": "sidekiq"}}
+    )
     services = {"sidekiq": {"redis_host": "10.0.0.5", "redis_user": user}}
     pillar["redis_sidekiq"] |= {"roles": roles, "sidekiq": {"services": services}}
     settings = first_service(settle(pillar, reveal=True))
@@ -1189,7 +1214,13 @@ def test_release_is_where_map_jinja_looks_for_it():
 
 @pytest.mark.parametrize(
     ("memory", "timeouts"),
-    [(4096, (1800, 900)), (32_000, (1800, 960)), (64_000, (1920, 1920)), (65_536, (1920, 1920)), (65_537, (3840, 3840))],
+    [
+        (4096, (1800, 900)),
+        (32_000, (1800, 960)),
+        (64_000, (1920, 1920)),
+        (65_536, (1920, 1920)),
+        (65_537, (3840, 3840)),
+    ],
 )
 def test_a_servers_timeouts_grow_with_the_hosts_memory(redis_sidekiq, settle, memory, timeouts):
     redis_sidekiq.__grains__["mem_total"] = memory

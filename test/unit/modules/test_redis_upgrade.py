@@ -48,7 +48,14 @@ def tree(folder):
 
 @pytest.mark.parametrize(
     ("head", "version"),
-    [(b"REDIS0011\xfa", 11), (b"REDIS00121", 12), (b"VALKEY080\xfa", 80), (b"*2\r\n$6\r\nSE", 0), (b"", 0), (b"REDIS", 0)],
+    [
+        (b"REDIS0011\xfa", 11),
+        (b"REDIS00121", 12),
+        (b"VALKEY080\xfa", 80),
+        (b"*2\r\n$6\r\nSE", 0),
+        (b"", 0),
+        (b"REDIS", 0),
+    ],
 )
 def test_a_snapshots_format_is_in_its_head(upgrade, head, version):
     write(upgrade.dir, dump_rdb=head)
@@ -130,7 +137,9 @@ def test_a_first_build_has_no_way_back(upgrade):
 
 @pytest.mark.parametrize("harm", ["nothing", "replaced", "removed", "appended", "new files"])
 def test_the_way_back_brings_the_data_as_they_were(upgrade, harm):
-    write(upgrade.dir, dump_rdb=b"REDIS0010 data", appendonlydir__a_base_rdb=b"REDIS0010", appendonlydir__a_incr_aof=b"*1")
+    write(
+        upgrade.dir, dump_rdb=b"REDIS0010 data", appendonlydir__a_base_rdb=b"REDIS0010", appendonlydir__a_incr_aof=b"*1"
+    )
     before, config = tree(upgrade.dir), upgrade.wish["config"]
     upgrade.keep_config("6379")
     with open(config, "w") as stream:

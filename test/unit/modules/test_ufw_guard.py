@@ -245,7 +245,9 @@ def ports(doors):
 
 def test_ports_of_sshd(sshd):
     assert ports(sshd("port 2222\nport 22\naddressfamily any\nx11displayoffset 10\n")) == [22, 2222]
-    assert ports(sshd("port 2222\n", listening=[22])) == [22, 2222], "the running sshd has not seen its new configuration"
+    assert ports(sshd("port 2222\n", listening=[22])) == [22, 2222], (
+        "the running sshd has not seen its new configuration"
+    )
     assert sshd(path=None) == []
 
 
@@ -255,7 +257,9 @@ def test_every_listen_address_of_sshd(sshd):
         ("6", "2001:db8::5", 22),
         ("4", "10.0.0.5", 2022),
     }
-    assert {(door.family, door.address) for door in sshd("port 22\nlistenaddress [::]:22\nlistenaddress 0.0.0.0:22\n")} == {
+    assert {
+        (door.family, door.address) for door in sshd("port 22\nlistenaddress [::]:22\nlistenaddress 0.0.0.0:22\n")
+    } == {
         ("4", None),
         ("6", None),
     }

@@ -70,7 +70,7 @@ def test_policy_of_somebody_else_stays(program, old, now, expected, left):
 
 
 def test_policy_that_a_start_goes_through_is_ours(program):
-    text = 'DEFAULT_INPUT_POLICY={}\n'
+    text = "DEFAULT_INPUT_POLICY={}\n"
     made = {"DEFAULT_INPUT_POLICY": ['"REJECT"', '"DROP"']}
     for now in made["DEFAULT_INPUT_POLICY"]:
         found = program.assigned(text.format(now), {"DEFAULT_INPUT_POLICY": '"ACCEPT"'}, made)
@@ -105,13 +105,18 @@ def host(program, tmp_path, monkeypatch):
             "rules": rules_kept,
             "unit": str(tmp_path / "unit"),
             "link": str(tmp_path / "link"),
-            "before": {"conf": {"ENABLED": "yes" if loaded else "no"}, "defaults": {"DEFAULT_INPUT_POLICY": '"ACCEPT"'}},
+            "before": {
+                "conf": {"ENABLED": "yes" if loaded else "no"},
+                "defaults": {"DEFAULT_INPUT_POLICY": '"ACCEPT"'},
+            },
             "made": {"conf": {}, "defaults": MADE},
         }
         (tmp_path / "FOLDER/plan.json").write_text(program.json.dumps(plan))
         commands.clear()
         monkeypatch.setattr(
-            program, "run", lambda *argv: commands.append(" ".join(argv)) or ("broken" if " ".join(argv) in fails else "")
+            program,
+            "run",
+            lambda *argv: commands.append(" ".join(argv)) or ("broken" if " ".join(argv) in fails else ""),
         )
         monkeypatch.setattr(program.sys, "argv", ["ufw_rollback.py", *words])
         assert program.main() == 0

@@ -321,7 +321,11 @@ def test_host_bits_that_ufw_keeps_are_the_same_rule(ufw_rules):
     [
         ({}, "allow proto tcp from any to any port 22", "allow tcp 22 from any"),
         ({"direction": "out"}, "allow out proto tcp from any to any port 22", "allow out tcp 22 from any"),
-        ({"interface": "eth0"}, "allow in on eth0 proto tcp from any to any port 22", "allow in on eth0 tcp 22 from any"),
+        (
+            {"interface": "eth0"},
+            "allow in on eth0 proto tcp from any to any port 22",
+            "allow in on eth0 tcp 22 from any",
+        ),
         ({"log": "log-all"}, "allow log-all proto tcp from any to any port 22", "allow log-all tcp 22 from any"),
         (
             {"direction": "out", "interface": "wg0", "log": "log", "action": "reject"},
@@ -335,10 +339,18 @@ def test_host_bits_that_ufw_keeps_are_the_same_rule(ufw_rules):
         ),
         ({"to": "fd00::1"}, "allow proto tcp from ::/0 to fd00::1 port 22", "allow tcp 22 from any to fd00::1"),
         ({"family": "ipv6"}, "allow proto tcp from ::/0 to any port 22", "allow tcp 22 from any (IPv6 only)"),
-        ({"port": [443, "80", "6000:6010"]}, "allow proto tcp from any to any port 80,443,6000:6010", "80,443,6000:6010"),
+        (
+            {"port": [443, "80", "6000:6010"]},
+            "allow proto tcp from any to any port 80,443,6000:6010",
+            "80,443,6000:6010",
+        ),
         ({"port": "any", "proto": "any"}, "allow proto any from any to any", "allow any any from any"),
         ({"port": "", "proto": "esp"}, "allow proto esp from any to any", "allow esp any from any"),
-        ({"port": "", "proto": "igmp"}, "allow proto igmp from 0.0.0.0/0 to any", "allow igmp any from any (IPv4 only)"),
+        (
+            {"port": "", "proto": "igmp"},
+            "allow proto igmp from 0.0.0.0/0 to any",
+            "allow igmp any from any (IPv4 only)",
+        ),
         ({"comment": 'a "b" $(c)'}, "allow proto tcp from any to any port 22", 'allow tcp 22 from any # a "b" $(c)'),
     ],
 )

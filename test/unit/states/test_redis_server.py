@@ -162,9 +162,14 @@ def test_nobody_who_would_be_drained_is_told(state):
 def test_a_restart_waits_for_its_window(state, test):
     state.__opts__["test"] = test
     state.answers |= {"status": [facts(stale=["changed: /c"])], "in_window": [False]}
-    for ret in (state.running("6379", "window", "03:00-05:00"), state.mod_watch("6379", "running", "window", "03:00-05:00")):
+    for ret in (
+        state.running("6379", "window", "03:00-05:00"),
+        state.mod_watch("6379", "running", "window", "03:00-05:00"),
+    ):
         assert (ret["result"], ret["changes"], acts(state)) == (True, {}, [])
-        assert "a restart waits for a run between 03:00 and 05:00 (restart: window) for: changed: /c" in ret["warnings"][0]
+        assert (
+            "a restart waits for a run between 03:00 and 05:00 (restart: window) for: changed: /c" in ret["warnings"][0]
+        )
     state.answers |= {"status": [facts(stale=["changed: /c"]), GOOD], "in_window": [True]}
     assert state.running("6379", "window", "03:00-05:00")["result"] is (None if test else True)
     assert acts(state) == ([] if test else ["restart"])

@@ -366,7 +366,10 @@ def test_sudoers_is_validated_in_test_mode_too(state, sudo):
     ("check", "sentence"),
     [
         ({"missing": ["/usr/bin/systemctl restart sidekiq"]}, "restart sidekiq is not allowed without a password"),
-        ({"beyond": [{"runas": "ALL", "tags": [], "command": "ALL"}]}, "another rule allows (ALL) ALL, by /etc/sudoers:7"),
+        (
+            {"beyond": [{"runas": "ALL", "tags": [], "command": "ALL"}]},
+            "another rule allows (ALL) ALL, by /etc/sudoers:7",
+        ),
     ],
 )
 def test_sudoers_fails_when_sudo_says_otherwise(state, sudo, check, sentence):
