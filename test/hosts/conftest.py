@@ -5,9 +5,12 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shutil
+import tempfile
 import threading
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import pytest
 
@@ -17,7 +20,7 @@ from test.hosts.harness.fixtures import boot
 from test.hosts.harness.host import Host, prune
 from test.hosts.harness.machine import SNAPSHOTS, locked
 from test.hosts.lab import (
-    FILE_ROOT, REPO, Master, StateRun, apply_locally, make_masterless, put_pillar, redis_version, salt_call, tarball
+    FILE_ROOT, REPO, Master, StateRun, apply_locally, make_masterless, put_pack, put_pillar, redis_version, salt_call, tarball
 )  # fmt: skip
 from test.hosts.redis_lab import configure
 
@@ -87,14 +90,17 @@ def converge_site(name: str) -> Site:
     """Bring up a master and a host with the demo's pillar, and run the formula: in test mode, for real, once more.
 
     Args:
-        name: an image, for a bare host. Redis 8 takes minutes to compile, so ``trixie`` starts where the run without a
-            master ended; ``trixie-bare`` is for `make soak`.
+        name: an image, for a bare host, which takes the build of the run without a master; ``trixie`` starts where that
+            ended. With ``-bare`` behind it, for `make soak`, Redis is compiled.
     """
     image, bare = name.removesuffix("-bare"), name != "trixie"
     master_host = boot(f"m-{name}", image)
     host = boot(f"h-{name}", image if bare else background.get("masterless", image).image)
     master_host.write("/etc/salt/master.d/redis_sidekiq.conf", app.reactor_config(host.name))
-    master = Master(master_host, demo_pillar(image))
+    pillar = demo_pillar(image)
+    if bare and image == name:
+        pillar["redis_sidekiq"]["redis"] |= put_pack(host, background.get("masterless", image.partition("-")[0]).pack)
+    master = Master(master_host, pillar)
     master.attach(host)
     app.release(host, "1")
     before = host_facts(host)
@@ -116,12 +122,14 @@ class Masterless:
         second: the run right after it.
         facts: what stood on the host then.
         image: the name of the image; hosts made from it have the formula and pillar in place.
+        pack: Redis' finished build, for hosts that shall not compile it: name, hash, and where the file lies here.
     """
 
     first: StateRun
     second: StateRun
     facts: dict
     image: str
+    pack: dict[str, str]
 
 
 def converge_masterless(image: str) -> Masterless:
@@ -143,8 +151,14 @@ def make_converged(image: str) -> Masterless:
     make_masterless(host, minimal_pillar(image))
     first, second = apply_locally(host), apply_locally(host)
     facts = host_facts(host)
-    host.power_off()
-    return Masterless(first, second, facts, host.snapshot(f"{image}-converged", RUN))
+    with tempfile.TemporaryDirectory() as folder:
+        pack = salt_call(host, "redis_build.pack")
+        host.copy_out(pack["path"], Path(folder, "pack.tar.gz"))
+        host.run(["rm", pack["path"]])
+        host.power_off()
+        snapshot = host.snapshot(f"{image}-converged", RUN)
+        file = shutil.copy(Path(folder, "pack.tar.gz"), SNAPSHOTS / snapshot)
+    return Masterless(first, second, facts, snapshot, {"name": pack["name"], "hash": pack["hash"], "file": str(file)})
 
 
 class Background:
@@ -163,8 +177,8 @@ class Background:
             image = getattr(item, "callspec", None) and item.callspec.params.get("image") or "bookworm"
             for kind in self.MAKERS.keys() & set(item.fixturenames):
                 self.made.setdefault((kind, image), Future())
-        if ("sites", "trixie") in self.made:
-            self.made.setdefault(("masterless", "trixie"), Future())
+        for _, image in [key for key in self.made if key[0] == "sites"]:
+            self.made.setdefault(("masterless", image.partition("-")[0]), Future())
         # Sites may start where those ended.
         self.made = dict(sorted(self.made.items(), key=lambda entry: entry[0][0] == "sites"))
         if any("hosts" in item.path.parts for item in items):

@@ -28,6 +28,12 @@ def tarball(version: str) -> dict:
     return {"source": f"/packages/redis-{version}.tar.gz", "source_hash": f"sha256={TARBALLS[version]}"}
 
 
+def put_pack(host: Host, pack: dict[str, str]) -> dict:
+    """Put Redis' finished build on a host, and return the part of ``redis`` in the pillar that names it."""
+    host.copy_in(pack["file"], f"/srv/packs/{pack['name']}.tar.gz")
+    return {"build": {"packs": {pack["name"]: pack["hash"]}, "packs_from": "/srv/packs"}}
+
+
 def redis_version(image: str) -> str:
     """Return the Redis release that Debian's own suite of ``image`` carries the source of."""
     return "8.0.2" if image.startswith("trixie") else "7.0.15"

@@ -9,7 +9,8 @@ from test.hosts import app
 from test.hosts.conftest import main_pids
 from test.hosts.lab import wait_for
 
-IMAGES = ["bookworm", "trixie", "bookworm-3006", pytest.param("trixie-bare", marks=pytest.mark.soak)]
+COMPILED = [pytest.param(f"{image}-bare", marks=pytest.mark.soak) for image in ("bookworm", "trixie", "bookworm-3006")]
+IMAGES = ["bookworm", "trixie", "bookworm-3006", *COMPILED]
 
 pytestmark = pytest.mark.parametrize("image", IMAGES)
 

@@ -20,8 +20,8 @@ from test.hosts.lab import (
     Master,
     apply_locally,
     make_masterless,
+    put_pack,
     put_pillar,
-    salt_call,
     tarball,
     wait_for,
 )
@@ -69,11 +69,9 @@ PAGES = [page for page in pages.pages() if pages.blocks(page)]
 class Site:
     """The hosts of one page, each made when the page asks for it."""
 
-    def __init__(
-        self, page: str, boot, masterless, fleet, repository: Path, pack: Pack, compiles: bool = False
-    ) -> None:
+    def __init__(self, page: str, boot, masterless, fleet, repository: Path, compiles: bool = False) -> None:
         self.page, self.boot, self.masterless, self.fleet = page, boot, masterless, fleet
-        self.repository, self.pack, self.compiles = repository, pack, compiles
+        self.repository, self.compiles = repository, compiles
         self.made: dict[str, Host] = {}
 
     def host(self, name: str) -> Host:
@@ -86,11 +84,15 @@ class Site:
     def make_bare(self) -> Host:
         """A host with Salt and nothing else. This repository lies there, and, but in soak, Redis' finished build."""
         host = self.boot("docs-bare", IMAGE)
-        put_facts(host, "minion", {} if self.compiles else self.pack.put(host))
+        put_facts(host, "minion", {} if self.compiles else self.put_pack(host))
         self.put_repository(host)
         if self.page == "README.md":
             app.release(host, "1")  # as the page asks its reader to do
         return host
+
+    def put_pack(self, host: Host) -> dict:
+        """Put Redis' finished build there."""
+        return put_pack(host, self.masterless(IMAGE).pack)
 
     def put_repository(self, host: Host) -> None:
         """Put something on a host that git clones."""
@@ -102,8 +104,8 @@ class Site:
         """A host whose Redis came from a package."""
         host = self.boot("docs-packaged", IMAGE)
         make_masterless(host, {})
-        put_facts(host, "minion", self.pack.put(host))
-        host.copy_in(self.pack.file, "/srv/package.tar.gz")
+        put_facts(host, "minion", self.put_pack(host))
+        host.copy_in(self.masterless(IMAGE).pack["file"], "/srv/package.tar.gz")
         host.run(["python3", "-c", PACKAGED])
         host.run(["useradd", "--system", "--home-dir", "/var/lib/redis", "--create-home", "redis"])
         host.write("/etc/systemd/system/redis-server.service", PACKAGED_UNIT)
@@ -251,47 +253,17 @@ def repository(tmp_path_factory) -> Path:
     return folder
 
 
-class Pack:
-    """Redis' finished build, from the host that was converged."""
-
-    def __init__(self, boot, masterless, file: Path) -> None:
-        self.boot, self.masterless, self._file = boot, masterless, file
-        self.record: dict[str, str] = {}
-
-    @property
-    def file(self) -> Path:
-        """Where it lies on the machine."""
-        if not self.record:
-            builder = self.boot("docs-builder", self.masterless(IMAGE).image)
-            self.record = salt_call(builder, "redis_build.pack")
-            builder.copy_out(self.record["path"], self._file)
-            builder.power_off()
-        return self._file
-
-    def put(self, host: Host) -> dict:
-        """Put it on a host, and return the part of `redis` in the pillar that names it."""
-        file = self.file
-        host.copy_in(file, f"/srv/packs/{self.record['name']}.tar.gz")
-        return {"build": {"packs": {self.record["name"]: self.record["hash"]}, "packs_from": "/srv/packs"}}
-
-
-@pytest.fixture(scope="module")
-def pack(module_hosts, masterless, tmp_path_factory) -> Pack:
-    """Redis' finished build."""
-    return Pack(module_hosts, masterless, tmp_path_factory.mktemp("builds") / "pack.tar.gz")
-
-
 @pytest.mark.parametrize("page", PAGES, ids=pages.name)
-def test_what_a_page_says_can_be_done(page, make_host, masterless, fleet, repository, pack):
-    reader = Reader(Site(pages.name(page), make_host, masterless, fleet, repository, pack), soak=False)
+def test_what_a_page_says_can_be_done(page, make_host, masterless, fleet, repository):
+    reader = Reader(Site(pages.name(page), make_host, masterless, fleet, repository), soak=False)
     for block in pages.blocks(page):
         reader.read(block)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("page", PAGES, ids=pages.name)
-def test_all_that_a_page_says_can_be_done(page, make_host, masterless, fleet, repository, pack):
+def test_all_that_a_page_says_can_be_done(page, make_host, masterless, fleet, repository):
     """Redis is compiled here, and what takes long is done too."""
-    reader = Reader(Site(pages.name(page), make_host, masterless, fleet, repository, pack, compiles=True), soak=True)
+    reader = Reader(Site(pages.name(page), make_host, masterless, fleet, repository, compiles=True), soak=True)
     for block in pages.blocks(page):
         reader.read(block)
