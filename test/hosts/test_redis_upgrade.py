@@ -151,7 +151,7 @@ def broken_build(host, tmp_path, harm) -> dict:
 
 
 @pytest.mark.parametrize("harm", HARMS)
-@pytest.mark.parametrize("appendonly", [True, False])
+@pytest.mark.parametrize("appendonly", [True, pytest.param(False, marks=pytest.mark.soak)])
 def test_a_build_that_does_not_serve_the_data_goes_back_by_itself(host, tmp_path, harm, appendonly):
     have(host, OLD, {"appendonly": appendonly})
     apply_locally(host).assert_ok()

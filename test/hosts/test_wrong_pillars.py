@@ -7,7 +7,7 @@ from test.hosts.lab import StateRun, make_masterless, put_pillar, salt_call
 from test.wrong_pillars import WRONG_PILLARS
 
 # Each costs a run of Salt: these stand for the kinds, test/unit has them all.
-ON_A_HOST = 24
+ON_A_HOST = 12
 
 
 @pytest.fixture(scope="module")
