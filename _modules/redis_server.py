@@ -1413,7 +1413,10 @@ def _take_over(wish: dict[str, Any]) -> None:
 
 
 def _refuse_other_places(wish: dict[str, Any], text: str) -> None:
-    """A config of somebody else's, and its server if it runs: are the data where a start by ours looks for them?"""
+    """
+    A config of somebody else's, and its server if it runs: may that be restarted, and are the data where a start by ours
+    looks for them?
+    """
     places = {**_PLACES, "dir": "/"}  # a script of the init system starts in /
     for line in _without_remarks(text).splitlines():
         word, _, value = line.strip().partition(" ")
@@ -1431,6 +1434,11 @@ def _refuse_other_places(wish: dict[str, Any], text: str) -> None:
     # Of a server that runs nobody knows what it has not written yet.
     data = [name for name in _PLACES if runs or os.path.exists(os.path.join(places["dir"], places[name]))]
     own = f"redis_sidekiq:redis:instances:{wish['name']}"
+    if runs and (wish["restart"] == "never" or wish["restart"] == "window" and not in_window(wish["restart_window"])):
+        raise CommandExecutionError(
+            f"The Redis that was set up by hand with {wish['config']} is taken over by a restart, and redis_sidekiq:redis:restart "
+            f"is {wish['restart']}: set it to when_needed for that run, or run within the window"
+        )
     if data and places["dir"] != os.path.realpath(wish["dir"]):
         raise CommandExecutionError(
             f"The Redis that was set up by hand with {wish['config']} has its data in {places['dir']}, and the settings say "

@@ -146,8 +146,13 @@ def test_data_that_lie_elsewhere_are_never_left_for_an_empty_redis(handmade):
         assert "made-by-hand" not in said
     assert run_id(host.run([*ask, "info", "server"]).stdout) == run_id(before) and not host.exists("/var/redis/6379")
 
+    instance.update(dir=elsewhere)
+    put_pillar(host, {"redis_sidekiq": {**settings, "redis": {**settings["redis"], "restart": "never"}}})
+    assert "is taken over by a restart, and redis_sidekiq:redis:restart is never" in str(apply_locally(host).failed)
+    assert run_id(host.run([*ask, "info", "server"]).stdout) == run_id(before)
+
     # The run is cut off once the config of the formula is there, and the power with it.
-    instance.update(dir=elsewhere, password="a-new-one-0123456")
+    instance.update(password="a-new-one-0123456")
     put_pillar(host, {"redis_sidekiq": settings})
     cut = host.popen(["salt-call", "--local", "state.apply", "redis_sidekiq"])
     wait_for(lambda: "Managed by Salt" in host.run(["head", "-1", "/etc/redis/6379.conf"]).stdout, 60, "the new config")
