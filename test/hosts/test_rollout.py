@@ -319,16 +319,6 @@ def test_wrong_settings_are_told_and_nothing_is_touched(fleet, kind):
     assert sentence in done.stdout + done.stderr
 
 
-def test_each_command_of_the_documentation_works(fleet):
-    lines = (REPO / "docs/deploy-events.md").read_text().splitlines()
-    commands = [line.strip() for line in lines if line.startswith(("    salt-", "    install ", "    openssl "))]
-    assert len(commands) >= 9
-    for command in commands:
-        host = fleet.servers[0] if command.startswith("salt-call") else fleet.master.host
-        host.run(["sh", "-ec", command])
-    fleet.wait_idle()
-
-
 def test_secrets_are_in_no_record(fleet):
     for place in ("/var/cache/salt/master/redis_sidekiq", "/var/log/salt"):
         found = fleet.master.host.run(["grep", "-rlE", f"{PASSWORD}|{SECRET}", place], check=False)
