@@ -80,7 +80,7 @@ class Instance:
         monkeypatch.setattr(sandbox, "boot", counted)
         known = {"redis_server": self.server, "redis_config": self.config}
         known |= {"redis_build": build, "redis_sandbox": sandbox, "redis_upgrade": load("_modules/redis_upgrade.py")}
-        known["whole_files"] = load("_modules/whole_files.py")
+        known |= {name: load(f"_modules/{name}.py") for name in ("redis_instances", "whole_files")}
         for name, module in known.items():
             functions |= {f"{name}.{key}": value for key, value in vars(module).items() if callable(value)}
             module.__salt__, module.__context__ = functions, {}

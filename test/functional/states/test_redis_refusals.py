@@ -205,6 +205,7 @@ class Site:
             "redis_config",
             "redis_tls",
             "redis_upgrade",
+            "redis_instances",
             "whole_files",
         )
         modules = {name: load(f"_modules/{name}.py") for name in names}
