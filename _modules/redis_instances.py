@@ -166,21 +166,8 @@ def keep(path: str) -> None:
         salt '*' redis_instances.keep /etc/redis/6379.conf
     """
     target = kept(path)
-    draft = f"{target}.new"
-    try:
-        if os.path.lexists(target):
-            return
-        os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(draft)
-        handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-        with open(path, "rb") as source, open(handle, "wb") as copy:
-            shutil.copyfileobj(source, copy)
-            copy.flush()
-            os.fsync(handle)
-        os.replace(draft, target)
-    except OSError as err:
-        raise CommandExecutionError(f"Cannot keep {path} as {target}: {err}") from err
+    if not os.path.lexists(target):
+        __salt__["whole_files.copy"](path, target, 0o600)
 
 
 # Acts ----------------------------------------------------------------------------------------------------------------

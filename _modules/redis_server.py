@@ -187,8 +187,7 @@ def config_meaning(instance: str, known: dict[str, Any] | None = None) -> dict[s
     Returns ``key`` (a digest of config and build), ``values`` (CONFIG GET *, without secrets; where that server has to
     be started otherwise, the values of that start), ``fixed`` (names that CONFIG SET refuses) and ``users`` (name ->
     rules as ACL LIST has them, without digests of passwords); {} while the build or the user of the settings is not there.
-    Raises
-    what :func:`config_check` raises.
+    Raises what :func:`config_check` raises.
 
     CLI Example:
 
@@ -320,6 +319,30 @@ def in_window(window: str, now: float | None = None) -> bool:
     begin, _, end = window.partition("-")
     clock = time.strftime("%H:%M", time.localtime(now))
     return begin <= clock < end if begin < end else clock >= begin or clock < end
+
+
+def restart_waits(restart: str, window: str = "") -> str:
+    """
+    Why a restart has to wait.
+
+    restart
+        ``never``, ``when_needed`` or ``window``.
+    window
+        With ``window``: see :func:`in_window`.
+
+    Returns the end of a sentence; an empty text where nothing has to wait.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' redis_server.restart_waits window 03:00-05:00
+    """
+    if restart == "never":
+        return "a restart is left to you (restart: never)"
+    if restart == "window" and not in_window(window):
+        return f"a restart waits for a run between {window.replace('-', ' and ')} (restart: window)"
+    return ""
 
 
 # Acts on an instance -------------------------------------------------------------------------------------------------
@@ -1434,7 +1457,7 @@ def _refuse_other_places(wish: dict[str, Any], text: str) -> None:
     # Of a server that runs nobody knows what it has not written yet.
     data = [name for name in _PLACES if runs or os.path.exists(os.path.join(places["dir"], places[name]))]
     own = f"redis_sidekiq:redis:instances:{wish['name']}"
-    if runs and (wish["restart"] == "never" or wish["restart"] == "window" and not in_window(wish["restart_window"])):
+    if runs and restart_waits(wish["restart"], wish["restart_window"]):
         raise CommandExecutionError(
             f"The Redis that was set up by hand with {wish['config']} is taken over by a restart, and redis_sidekiq:redis:restart "
             f"is {wish['restart']}: set it to when_needed for that run, or run within the window"

@@ -8,7 +8,6 @@ change is what the states themselves say under ``test=True``.
 from __future__ import annotations
 
 import os
-import pwd
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -280,7 +279,7 @@ def _look_at_data(found: dict[str, Any], settings: dict[str, Any]) -> None:
 
 def _look_at_accounts(found: dict[str, Any], settings: dict[str, Any]) -> None:
     names = {settings["deploy"]["user"], *(service["user"] for service in settings["sidekiq"]["services"])}
-    found["facts"]["accounts"] = {name: _exists(name) for name in sorted(names)}
+    found["facts"]["accounts"] = {name: bool(__salt__["user.info"](name)) for name in sorted(names)}
 
 
 def _look_at_services(found: dict[str, Any], settings: dict[str, Any]) -> None:
@@ -372,14 +371,6 @@ def _ruby(service: dict[str, Any]) -> str:
 
 
 # Small questions
-
-
-def _exists(user: str) -> bool:
-    try:
-        pwd.getpwnam(user)
-    except KeyError:
-        return False
-    return True
 
 
 def _free(folder: str) -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import glob
 import os
-import pwd
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -42,8 +41,9 @@ def found() -> dict[str, list[str]]:
     roles = settings["roles"]
     if "redis" in roles:
         held = holders()
-        said += _running(held) + _redis(settings["redis"])
-        problems += _in_the_way(held) + _unlinkable(settings["redis"])
+        programs = _programs(settings["redis"])
+        said += _running(held) + _redis(settings["redis"], programs)
+        problems += _in_the_way(held) + _unlinkable(programs)
     if "firewall" in roles:
         said += _firewall(settings["firewall"])
     if "sidekiq" in roles:
@@ -96,9 +96,9 @@ def _in_the_way(held: list[dict[str, Any]]) -> list[str]:
     return [said.format(**holder) for holder in held if not holder["redis"]]
 
 
-def _unlinkable(redis: dict[str, Any]) -> list[str]:
+def _unlinkable(programs: dict[str, str]) -> list[str]:
     """Where a link would have to take the place of something else, the run stops."""
-    paths = [path for path, old in _programs(redis).items() if old == _OTHERS]
+    paths = [path for path, old in programs.items() if old == _OTHERS]
     said = "redis_sidekiq:redis:bin_dir: made by others, in the place of a link: move it away, or set another folder"
     return [f"{said}: {', '.join(paths)}"] if paths else []
 
@@ -122,8 +122,7 @@ def _running(held: list[dict[str, Any]]) -> list[str]:
     return said
 
 
-def _redis(redis: dict[str, Any]) -> list[str]:
-    programs = _programs(redis)
+def _redis(redis: dict[str, Any], programs: dict[str, str]) -> list[str]:
     said = [f"{', '.join(programs)}: made by others, in the place of links to {redis['prefix']}"] if programs else []
     for instance in redis["instances"]:
         said += _instance(instance)
@@ -212,7 +211,7 @@ def _stray(pid: int, title: str, unit: str) -> str:
 def _sudo_rules(deploy: dict[str, Any]) -> dict[str, Any]:
     """What sudo allows the deploy user before our file is there; from then on its state says what goes beyond it."""
     user, check = deploy["user"], __salt__["sidekiq_sudo.sudo_check"]
-    if _is_ours(deploy["sudoers"]) or not _exists(user) or not __salt__["sidekiq_sudo.sudo_installed"]():
+    if _is_ours(deploy["sudoers"]) or not __salt__["user.info"](user) or not __salt__["sidekiq_sudo.sudo_installed"]():
         return {"rules": [], "beyond": []}
     found = check(user, thorough=False)
     # Each file that says so is looked for only if there is something to say.
@@ -323,11 +322,3 @@ def _read(path: str, size: int = -1) -> str:
             return stream.read(size)
     except OSError:
         return ""
-
-
-def _exists(user: str) -> bool:
-    try:
-        pwd.getpwnam(user)
-    except KeyError:
-        return False
-    return True

@@ -452,17 +452,7 @@ def _config_copy(wish: dict[str, Any]) -> str:
 
 def _copy_config(source: str, target: str) -> None:
     """As it is, owner and mode included, in one rename."""
-    draft, info = f"{target}.new", os.stat(source)
-    _unlink(draft)
-    handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    with open(source, "rb") as stream, open(handle, "wb") as copy:
-        shutil.copyfileobj(stream, copy)
-        copy.flush()
-        os.fchown(handle, info.st_uid, info.st_gid)
-        os.fchmod(handle, info.st_mode & 0o777)
-        os.fsync(handle)
-    os.replace(draft, target)
-    __salt__["whole_files.sync_folder"](os.path.dirname(target))
+    __salt__["whole_files.copy"](source, target)
 
 
 def _tidy(wish: dict[str, Any]) -> None:

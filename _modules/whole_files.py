@@ -34,26 +34,35 @@ def write(name: str, text: str, mode: int, gid: int = 0, makedirs: bool = False)
 
         salt '*' whole_files.write /etc/sidekiq/note.txt 'no secret' 420
     """
-    folder, base = os.path.split(name)
-    draft = os.path.join(folder, f".{base}.new")
+    _place(name, text.encode(), mode, 0, gid, 0o755 if makedirs else 0)
+
+
+def copy(source: str, target: str, mode: int | None = None) -> None:
+    """
+    Copy a file, as whole as :func:`write` writes one.
+
+    source
+        Path of the file.
+    target
+        Path of the copy; its folder is made if it is not there, for root alone.
+    mode
+        Permissions of the copy (int), which then is root's; default: owner, group and permissions of the file.
+
+    Raises CommandExecutionError when it cannot be read or written; what was there stays then.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' whole_files.copy /etc/redis/6379.conf /root/6379.conf
+    """
     try:
-        if makedirs:
-            os.makedirs(folder, mode=0o755, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(draft)
-        handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-        with open(handle, "w", encoding="utf-8", newline="") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fchown(handle, 0, gid)
-            os.fchmod(handle, mode)
-            os.fsync(handle)
-        os.replace(draft, name)
-        sync_folder(folder)
+        with open(source, "rb") as stream:
+            info, content = os.fstat(stream.fileno()), stream.read()
     except OSError as err:
-        with contextlib.suppress(OSError):
-            os.unlink(draft)  # on a full disk it would hold what little there is
-        raise CommandExecutionError(f"Cannot write {name}: {err.strerror}") from err
+        raise CommandExecutionError(f"Cannot read {source}: {err.strerror}") from err
+    owner = (info.st_mode & 0o777, info.st_uid, info.st_gid) if mode is None else (mode, 0, 0)
+    _place(target, content, *owner, 0o700)
 
 
 def sync_folder(folder: str) -> None:
@@ -74,3 +83,26 @@ def sync_folder(folder: str) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _place(name: str, content: bytes, mode: int, uid: int, gid: int, folder_mode: int) -> None:
+    folder, base = os.path.split(name)
+    draft = os.path.join(folder, f".{base}.new")
+    try:
+        if folder_mode:
+            os.makedirs(folder, mode=folder_mode, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(draft)
+        handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        with open(handle, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fchown(handle, uid, gid)
+            os.fchmod(handle, mode)
+            os.fsync(handle)
+        os.replace(draft, name)
+        sync_folder(folder)
+    except OSError as err:
+        with contextlib.suppress(OSError):
+            os.unlink(draft)  # on a full disk it would hold what little there is
+        raise CommandExecutionError(f"Cannot write {name}: {err.strerror}") from err

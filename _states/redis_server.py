@@ -120,7 +120,7 @@ def running(name: str, restart: str = "when_needed", window: str = "") -> dict[s
     name = str(name)
     try:
         facts = __salt__["redis_server.status"](name)
-        waits = _waits(restart, window)
+        waits = __salt__["redis_server.restart_waits"](restart, window)
         ret["changes"] = _running_changes(facts, waits)
         if "restarted because" in ret["changes"] and facts["drains"] and (beside := __salt__["sidekiq.beside"](name)):
             ret["changes"]["drained"] = beside
@@ -170,7 +170,7 @@ def mod_watch(
     if sfun != "running":
         return _failed(_ret(name), f"redis_server.{sfun} cannot watch")
     ret = running(name, restart, window)
-    if not __opts__["test"] or ret["result"] is not True or _waits(restart, window):
+    if not __opts__["test"] or ret["result"] is not True or __salt__["redis_server.restart_waits"](restart, window):
         return ret
     ret["changes"] = {"restarted because": {"old": "", "new": "something that it watches would change"}}
     return _would(ret, f"Redis instance {name} would be restarted, because something that it watches would change")
@@ -268,15 +268,6 @@ def _running_trouble(facts: dict[str, Any]) -> str:
             f"{facts['unit']}, pid {facts['pid']}, was started with its config, and yet {facts['unfollowed']}: look "
             "into its log, or restart it by hand if this host's clock was set back"
         )
-    return ""
-
-
-def _waits(restart: str, window: str) -> str:
-    """Why a restart has to wait, or nothing."""
-    if restart == "never":
-        return "a restart is left to you (restart: never)"
-    if restart == "window" and not __salt__["redis_server.in_window"](window):
-        return f"a restart waits for a run between {window.replace('-', ' and ')} (restart: window)"
     return ""
 
 

@@ -82,7 +82,7 @@ def load():
 def whole_files(load):
     """The functions that write files, by the names by which modules call them."""
     module = load("_modules/whole_files.py")
-    return {f"whole_files.{name}": getattr(module, name) for name in ("write", "sync_folder")}
+    return {f"whole_files.{name}": getattr(module, name) for name in ("copy", "write", "sync_folder")}
 
 
 @pytest.fixture(scope="session")

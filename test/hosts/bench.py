@@ -78,22 +78,20 @@ def measure_render(host: Host, runs: int) -> Cost:
 
     ``floor`` and ``noop`` of the result are seconds of processor time.
     """
-    host.run(["mkdir", "-p", FLOOR_ROOT])
-    host.write(f"{FLOOR_ROOT}/floor.sls", "nothing:\n  test.nop: []\n")
-    cpu_seconds(host, RENDER_FLOOR), cpu_seconds(host, RENDER)
-    pairs = [(cpu_seconds(host, RENDER_FLOOR), cpu_seconds(host, RENDER)) for _ in range(runs)]
-    _, floor_programs = host.processes_spawned(RENDER_FLOOR)
-    _, programs = host.processes_spawned(RENDER)
-    return Cost([pair[0] for pair in pairs], [pair[1] for pair in pairs], floor_programs, programs)
+    return _in_turn(host, runs, cpu_seconds, RENDER_FLOOR, RENDER)
 
 
 def measure(host: Host, runs: int) -> Cost:
     """Time floor and no-op in turn on a converged masterless host, ``runs`` times each, and count programs once."""
+    return _in_turn(host, runs, seconds, FLOOR, NOOP)
+
+
+def _in_turn(host: Host, runs: int, cost, floor: list[str], other: list[str]) -> Cost:
     host.run(["mkdir", "-p", FLOOR_ROOT])
     host.write(f"{FLOOR_ROOT}/floor.sls", "nothing:\n  test.nop: []\n")
     # The first run of each compiles templates and fills caches.
-    seconds(host, FLOOR), seconds(host, NOOP)
-    pairs = [(seconds(host, FLOOR), seconds(host, NOOP)) for _ in range(runs)]
-    _, floor_programs = host.processes_spawned(FLOOR)
-    _, noop_programs = host.processes_spawned(NOOP)
-    return Cost([pair[0] for pair in pairs], [pair[1] for pair in pairs], floor_programs, noop_programs)
+    cost(host, floor), cost(host, other)
+    pairs = [(cost(host, floor), cost(host, other)) for _ in range(runs)]
+    _, floor_programs = host.processes_spawned(floor)
+    _, programs = host.processes_spawned(other)
+    return Cost([pair[0] for pair in pairs], [pair[1] for pair in pairs], floor_programs, programs)

@@ -33,7 +33,9 @@ def make_room(host: Host, folder: str) -> None:
 
 
 # Less than the tarball, than the files in it, than what becomes of these.
-@pytest.mark.parametrize("size", [pytest.param("1m", marks=pytest.mark.soak), "6m", pytest.param("30m", marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    "size", [pytest.param("1m", marks=pytest.mark.soak), "6m", pytest.param("30m", marks=pytest.mark.soak)]
+)
 def test_while_redis_is_built(redis_host, size):
     host = redis_host()
     before = pid(host)

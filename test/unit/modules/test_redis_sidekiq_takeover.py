@@ -94,13 +94,13 @@ def test_rules_in_words(takeover):
     assert takeover._rule_words(rule) == "allow in 22/tcp on eth0 from any to 10.0.0.1"
 
 
-def test_a_rule_of_sudo_that_goes_beyond_stops_the_run(takeover, monkeypatch):
+def test_a_rule_of_sudo_that_goes_beyond_stops_the_run(takeover):
     meant, more = (
         {"runas": "root", "command": command, "where": [place]}
         for command, place in (("/bin/systemctl restart sidekiq", "/etc/sudoers.d/x:1"), ("ALL", "/etc/sudoers:47"))
     )
-    monkeypatch.setattr(takeover, "_exists", lambda user: True)
     takeover.__salt__ = {
+        "user.info": lambda user: {"name": user},
         "redis_sidekiq.settings": lambda: {"roles": ["deploy"], "deploy": {"user": "deploy", "sudoers": "/no/such"}},
         "sidekiq_sudo.sudo_installed": lambda: True,
         "sidekiq_sudo.sudo_check": lambda user, thorough=True: {"rules": [meant, more], "beyond": [more]},
@@ -120,6 +120,6 @@ def test_a_program_of_others_in_a_links_place_stops_the_run(takeover):
     }
     takeover.__salt__ = {"redis_build.links": lambda *_: links}
     redis = {"bin_dir": "/usr/local/bin", "prefix": "/opt/redis", "flavor": "redis", "instances": []}
-    [line] = takeover._unlinkable(redis)
+    [line] = takeover._unlinkable(takeover._programs(redis))
     assert line.startswith("redis_sidekiq:redis:bin_dir: ") and line.endswith(": /usr/local/bin/redis-server")
-    assert takeover._redis(redis)[0].startswith("/usr/local/bin/redis-cli, /usr/local/bin/redis-server: made by others")
+    assert takeover._redis(redis, takeover._programs(redis))[0].startswith("/usr/local/bin/redis-cli, /usr/local/bin/redis-server: made by others")

@@ -39,6 +39,9 @@ def state(load):
             return call
 
     module.__salt__ = Functions()
+    server = load("_modules/redis_server.py")
+    server.in_window = module.__salt__["redis_server.in_window"]
+    module.__salt__["redis_server.restart_waits"] = server.restart_waits
     return module
 
 
