@@ -24,6 +24,7 @@ from test.hosts.lab import (
     salt_call,
     salt_version,
     tarball,
+    wait_for,
 )
 
 PASSWORD = "known-to-nobody-else-0123"
@@ -129,9 +130,15 @@ def test_gitfs(make_host, masterless, tmp_path):
     assert_whole(host)
     assert "redis_sidekiq.check" in salt_call(host, "sys.list_functions", "redis_sidekiq")
     host.run(["systemctl", "start", "salt-master"])
-    host.run(["salt-run", "fileserver.update"])
-    host.run(["salt-run", "saltutil.sync_runners"])
+    # A master that starts fetches by itself; while it does, `fileserver.update` skips the remote without a word.
+    wait_for(lambda: synced_rollout(host), seconds=60, what="the runner from git")
     assert "sidekiq_rollout.start" in host.run(["salt-run", "-d", "sidekiq_rollout"]).stdout
+
+
+def synced_rollout(host: Host) -> bool:
+    """Bring what git has to the master as docs/support.md says, and return whether the runner of the roll-outs came."""
+    host.run(["salt-run", "fileserver.update"])
+    return "runners.sidekiq_rollout" in json.loads(host.run(["salt-run", "--out=json", "saltutil.sync_runners"]).stdout)
 
 
 def test_what_users_download(make_host, masterless, release):
