@@ -335,7 +335,7 @@ def scheduled() -> dict[str, list[str]]:
     for folder, pattern in _PLACES.items():
         for entry in _entries(folder):
             match, path = re.fullmatch(pattern, entry), os.path.join(folder, entry)
-            if match and _is_ours(path):
+            if match and __salt__["whole_files.is_ours"](path):
                 found.setdefault(match[1], []).append(path)
     return {name: sorted(found[name]) for name in sorted(found, key=int)}
 
@@ -594,11 +594,6 @@ def _entries(folder: str) -> list[str]:
         return []
 
 
-def _is_ours(path: str) -> bool:
-    text = _read(path)
-    return text is not None and _MARK in text.split("\n", 1)[0]
-
-
 def _read(path: str) -> str | None:
     """The text of a regular file; None for anything else."""
     try:
@@ -612,7 +607,7 @@ def _read(path: str) -> str | None:
 def _diff(path: str, wanted: str | None) -> str:
     """How a file differs; a file of others where none of ours belongs is no difference."""
     if wanted is None:
-        return "removed" if _is_ours(path) else ""
+        return "removed" if __salt__["whole_files.is_ours"](path) else ""
     found = _read(path)
     if found == wanted:
         return ""

@@ -19,7 +19,6 @@ from salt.exceptions import CommandExecutionError
 if TYPE_CHECKING:
     __salt__: dict[str, Any] = {}
 
-_MARK = "Managed by Salt (formula redis_sidekiq)"
 _CONFIGS = "/etc/redis"
 _PLACES = {  # what the name of the file that makes an instance looks like, by where it lies
     "/etc/systemd/system": r"redis_(\d+)\.service",
@@ -49,7 +48,7 @@ def found() -> dict[str, list[str]]:
         for entry in _entries(folder):
             match = re.fullmatch(pattern, entry)
             path = os.path.join(folder, entry)
-            if match and _is_ours(path):
+            if match and __salt__["whole_files.is_ours"](path):
                 instances.setdefault(match[1], []).append(path)
     return {name: instances[name] for name in sorted(instances, key=int)}
 
@@ -133,7 +132,8 @@ def others(instance: str) -> list[str]:
         f"/etc/init.d/redis_{name}",
         os.path.join(_CONFIGS, f"{name}.conf"),
     ]
-    return [path for path in paths if os.path.isfile(path) and not os.path.islink(path) and not _is_ours(path)]
+    is_ours = __salt__["whole_files.is_ours"]
+    return [path for path in paths if os.path.isfile(path) and not os.path.islink(path) and not is_ours(path)]
 
 
 def kept(path: str) -> str:
@@ -224,17 +224,6 @@ def _entries(folder: str) -> list[str]:
         return []
     except OSError as err:
         raise CommandExecutionError(f"Cannot look into {folder}: {err.strerror}") from err
-
-
-def _is_ours(path: str) -> bool:
-    """Does a comment at the head of a regular file say so? A link (a unit that is masked, one of a package) is not ours."""
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        with open(handle, encoding="utf-8", errors="replace") as stream:
-            head = [stream.readline(500) for _ in range(2)]
-    except OSError:
-        return False
-    return any(line.startswith("#") and _MARK in line for line in head)
 
 
 def _directives(config: str) -> list[list[str]]:

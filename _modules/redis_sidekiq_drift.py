@@ -231,7 +231,7 @@ def _firewall(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
     words = ("incoming", "outgoing", "routed", "logging", "only_ours", "enabled", "confirm", "confirm_within")
     # Whom the rules would shut out is what a run asks; here each guard is told to let it be.
     changes = __salt__["ufw_rules.differences"](
-        wish["rules"], **{key: wish[key] for key in words}, allow_lockout=list(_guards())
+        wish["rules"], **{key: wish[key] for key in words}, allow_lockout=__salt__["ufw_guard.guards"]()
     )
     for text in changes.get("rules", {}).get("added", []):
         yield _row("ufw", text, "there", "missing", True)
@@ -248,11 +248,6 @@ def _firewall(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield _row("ufw", "record", "there", "missing", True, changes["record"])
     if not changes:
         yield _row("ufw", "rules, policies, switch", "as the settings say", "as the settings say", False)
-
-
-def _guards() -> list[str]:
-    contract = __salt__["redis_sidekiq.contract"]()["schema"]["properties"]["redis_sidekiq"]["properties"]
-    return contract["firewall"]["properties"]["allow_lockout"]["items"]["enum"]
 
 
 # Sidekiq and sudo

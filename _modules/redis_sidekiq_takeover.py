@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     __salt__: dict[str, Any] = {}
 
-_MARK = "Managed by Salt (formula redis_sidekiq)"
 _SERVERS = ("redis-server", "valkey-server")
 _LISTENS = "0A"  # proc(5)
 _OTHERS = "a file of others"  # redis_build's words
@@ -136,11 +135,11 @@ def _upstart(path: str) -> str:
 def _instance(instance: dict[str, Any]) -> list[str]:
     unit, said = instance["unit"], []
     for path in (f"/etc/systemd/system/{unit}.service", f"/etc/init.d/{unit}", instance["config"]):
-        if os.path.lexists(path) and not _is_ours(path):
+        if _is_foreign(path):
             said.append(f"{path}: made by others, in the place of a file of {unit}")
     for path in _other_scripts(instance):
         said.append(f"{path}: made by others; an init script that starts a Redis on port {instance['name']}, it seems")
-    if not _is_ours(instance["config"]) and (files := _data(instance["dir"])):
+    if not __salt__["whole_files.is_ours"](instance["config"]) and (files := _data(instance["dir"])):
         said.append(f"{instance['dir']}: data that {unit} reads at its start: {', '.join(files)}")
     return said
 
@@ -149,7 +148,7 @@ def _other_scripts(instance: dict[str, Any]) -> list[str]:
     """Init scripts with another name than ours that say the port, or are Debian's own."""
     number = re.compile(rf"\b{re.escape(instance['name'])}\b")
     paths = [path for path in sorted(glob.glob("/etc/init.d/redis*")) if os.path.basename(path) != instance["unit"]]
-    return [path for path in paths if number.search(_read(path)) and not _is_ours(path)]
+    return [path for path in paths if number.search(_read(path)) and _is_foreign(path)]
 
 
 def _data(folder: str) -> list[str]:
@@ -173,7 +172,7 @@ def _sidekiq(settings: dict[str, Any]) -> list[str]:
     for service in settings["sidekiq"]["services"]:
         for path in (service["unit_file"], service["env_file"], service["config_file"]):
             # The app's own settings have no comment of ours at their head.
-            if path and os.path.lexists(path) and not _is_ours(path) and not path.endswith(".yml"):
+            if path and _is_foreign(path) and not path.endswith(".yml"):
                 said.append(f"{path}: made by others, in the place of a file of {service['name']}")
         said += [
             f"{fact['fragment']}: made by others; the unit in /etc/systemd/system goes before it"
@@ -211,7 +210,8 @@ def _stray(pid: int, title: str, unit: str) -> str:
 def _sudo_rules(deploy: dict[str, Any]) -> dict[str, Any]:
     """What sudo allows the deploy user before our file is there; from then on its state says what goes beyond it."""
     user, check = deploy["user"], __salt__["sidekiq_sudo.sudo_check"]
-    if _is_ours(deploy["sudoers"]) or not __salt__["user.info"](user) or not __salt__["sidekiq_sudo.sudo_installed"]():
+    ours = __salt__["whole_files.is_ours"](deploy["sudoers"])
+    if ours or not __salt__["user.info"](user) or not __salt__["sidekiq_sudo.sudo_installed"]():
         return {"rules": [], "beyond": []}
     found = check(user, thorough=False)
     # Each file that says so is looked for only if there is something to say.
@@ -220,8 +220,7 @@ def _sudo_rules(deploy: dict[str, Any]) -> dict[str, Any]:
 
 def _sudo(deploy: dict[str, Any], rules: list[dict[str, Any]]) -> list[str]:
     path = deploy["sudoers"]
-    foreign = os.path.exists(path) and not _is_ours(path)
-    said = [f"{path}: made by others, in the place of the formula's"] if foreign else []
+    said = [f"{path}: made by others, in the place of the formula's"] if _is_foreign(path) else []
     return said + [f"{_places(rule)}: a rule of sudo for {deploy['user']}: {_words(rule)}" for rule in rules]
 
 
@@ -312,13 +311,14 @@ def _target(path: str) -> str:
         return ""
 
 
-def _is_ours(path: str) -> bool:
-    return any(line.startswith("#") and _MARK in line for line in _read(path, 4000).splitlines()[:2])
+def _is_foreign(path: str) -> bool:
+    """Whether something is there that the formula did not make."""
+    return os.path.lexists(path) and not __salt__["whole_files.is_ours"](path)
 
 
-def _read(path: str, size: int = -1) -> str:
+def _read(path: str) -> str:
     try:
         with open(path, encoding="utf-8", errors="replace") as stream:
-            return stream.read(size)
+            return stream.read()
     except OSError:
         return ""

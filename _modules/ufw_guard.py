@@ -48,7 +48,6 @@ import struct
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import salt.utils.atomicfile
 import salt.utils.files
 import salt.utils.path
 from salt.exceptions import CommandExecutionError, SaltInvocationError
@@ -881,6 +880,21 @@ def refuse(lines, policies, ipv6=True, told=(), known=None, root=""):
     return found
 
 
+def guards():
+    """
+    Names of the guards, as ``allow_lockout`` takes them.
+
+    Returns a list.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' ufw_guard.guards
+    """
+    return list(GUARDS)
+
+
 def check():
     """
     Judge the rules that are in UFW's files now, as they would be if UFW is on. Touches nothing.
@@ -1003,11 +1017,11 @@ def arm(loaded, complete, made, confirm="run", within=60):
         "unit": BOOT_UNIT,
         "link": BOOT_LINK,
     }
-    _write(BOOT_UNIT, UNIT, 0o644)
+    __salt__["whole_files.write"](BOOT_UNIT, UNIT, 0o644)
     os.makedirs(os.path.dirname(BOOT_LINK), exist_ok=True)
     if not os.path.lexists(BOOT_LINK):
         os.symlink(BOOT_UNIT, BOOT_LINK)
-    _write(PLAN, json.dumps(plan) + "\n", 0o600)
+    __salt__["whole_files.write"](PLAN, json.dumps(plan) + "\n", 0o600)
     _stop_timer(old.get("token", ""))
     return token
 
@@ -1016,22 +1030,10 @@ def _clock(seconds):
     return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
 
 
-def _write(path, text, mode):
-    """In one step, and to the disk: a power cut leaves the old file or the new one."""
-    with salt.utils.atomicfile.atomic_open(path, "w") as file:
-        os.fchmod(file.fileno(), mode)
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    folder = os.open(os.path.dirname(path), os.O_RDONLY)
-    os.fsync(folder)
-    os.close(folder)
-
-
 def _keep_files():
     os.makedirs(FOLDER, mode=0o700, exist_ok=True)
     for name, path in KEPT.items():
-        _write(f"{FOLDER}/{name}", _read(path), 0o600)
+        __salt__["whole_files.write"](f"{FOLDER}/{name}", _read(path), 0o600)
 
 
 def _before():

@@ -80,9 +80,9 @@ def load():
 
 @pytest.fixture
 def whole_files(load):
-    """The functions that write files, by the names by which modules call them."""
+    """The functions for the formula's own files, by the names by which modules call them."""
     module = load("_modules/whole_files.py")
-    return {f"whole_files.{name}": getattr(module, name) for name in ("copy", "write", "sync_folder")}
+    return {f"whole_files.{name}": getattr(module, name) for name in ("copy", "is_ours", "sync_folder", "write")}
 
 
 @pytest.fixture(scope="session")

@@ -33,7 +33,7 @@ def wish(tmp_path):
 
 
 @pytest.fixture
-def redis_backup(load, wish):
+def redis_backup(load, whole_files, wish):
     """The module on a minion with that instance."""
     module = load("_modules/redis_backup.py")
     module.__grains__ = {"id": "web1"}
@@ -42,6 +42,7 @@ def redis_backup(load, wish):
         "redis_sidekiq.settings": lambda: {"redis": {**REDIS, "instances": [wish]}},
         "redis_server.config_diff": lambda *_: {},
         "redis_config.meaning": lambda _: {"values": {"appenddirname": "appendonlydir"}},
+        **whole_files,
     }
     return module
 

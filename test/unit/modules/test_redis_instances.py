@@ -11,9 +11,10 @@ OURS = "# Managed by Salt (formula redis_sidekiq): changes made here are undone 
 
 
 @pytest.fixture
-def host(load, tmp_path, monkeypatch):
+def host(load, whole_files, tmp_path, monkeypatch):
     """The module on a host whose folders are below ``tmp_path``: ``units``, ``scripts``, ``configs``."""
     module = load("_modules/redis_instances.py")
+    module.__salt__ = whole_files
     names = dict(zip(module._PLACES, ("units", "scripts", "configs")))
     for name in names.values():
         (tmp_path / name).mkdir()

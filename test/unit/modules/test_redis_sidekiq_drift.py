@@ -107,10 +107,8 @@ def test_the_firewalls_changes_row_by_row(drift):
         "enabled": {"old": False, "new": True},
         "sysctls": {"net.ipv4.ip_forward": {"old": "1", "new": "0"}},
     }
-    items = {"enum": ["ssh", "dns"]}
-    schema = {"redis_sidekiq": {"properties": {"firewall": {"properties": {"allow_lockout": {"items": items}}}}}}
     drift.__salt__ = {
-        "redis_sidekiq.contract": lambda: {"schema": {"properties": schema}},
+        "ufw_guard.guards": lambda: ["ssh", "dns"],
         "ufw_rules.differences": lambda rules, **words: asked.update(words) or changes,
     }
     words = ("rules", "incoming", "outgoing", "routed", "logging", "only_ours", "enabled", "confirm", "confirm_within")

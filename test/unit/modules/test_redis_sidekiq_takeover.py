@@ -53,21 +53,6 @@ def test_a_process_that_cannot_be_seen_is_said_to_be_one(takeover):
     assert holder["who"] == "a process that cannot be seen from here" and not holder["redis"]
 
 
-@pytest.mark.parametrize(
-    "text, ours",
-    [
-        ("# Managed by Salt (formula redis_sidekiq): x\n", True),
-        ("#!/bin/sh\n# Managed by Salt (formula redis_sidekiq).\n", True),
-        ("[Unit]\n\n# Managed by Salt (formula redis_sidekiq)\n", False),
-        ("Description=Managed by Salt (formula redis_sidekiq)\n", False),
-        ("", False),
-    ],
-)
-def test_a_file_is_ours_by_its_head(takeover, tmp_path, text, ours):
-    (tmp_path / "file").write_text(text)
-    assert takeover._is_ours(str(tmp_path / "file")) is ours
-
-
 def test_data_are_found_in_both_forms(takeover, tmp_path):
     (tmp_path / "appendonlydir").mkdir()
     for name in ("dump.rdb", "appendonlydir/appendonly.aof.1.base.rdb", "appendonlydir/x.manifest", "log.txt"):
@@ -94,12 +79,13 @@ def test_rules_in_words(takeover):
     assert takeover._rule_words(rule) == "allow in 22/tcp on eth0 from any to 10.0.0.1"
 
 
-def test_a_rule_of_sudo_that_goes_beyond_stops_the_run(takeover):
+def test_a_rule_of_sudo_that_goes_beyond_stops_the_run(takeover, whole_files):
     meant, more = (
         {"runas": "root", "command": command, "where": [place]}
         for command, place in (("/bin/systemctl restart sidekiq", "/etc/sudoers.d/x:1"), ("ALL", "/etc/sudoers:47"))
     )
     takeover.__salt__ = {
+        **whole_files,
         "user.info": lambda user: {"name": user},
         "redis_sidekiq.settings": lambda: {"roles": ["deploy"], "deploy": {"user": "deploy", "sudoers": "/no/such"}},
         "sidekiq_sudo.sudo_installed": lambda: True,
@@ -122,4 +108,6 @@ def test_a_program_of_others_in_a_links_place_stops_the_run(takeover):
     redis = {"bin_dir": "/usr/local/bin", "prefix": "/opt/redis", "flavor": "redis", "instances": []}
     [line] = takeover._unlinkable(takeover._programs(redis))
     assert line.startswith("redis_sidekiq:redis:bin_dir: ") and line.endswith(": /usr/local/bin/redis-server")
-    assert takeover._redis(redis, takeover._programs(redis))[0].startswith("/usr/local/bin/redis-cli, /usr/local/bin/redis-server: made by others")
+    assert takeover._redis(redis, takeover._programs(redis))[0].startswith(
+        "/usr/local/bin/redis-cli, /usr/local/bin/redis-server: made by others"
+    )
