@@ -50,8 +50,6 @@ _NOT_FOUND, _FAILED = "not found", "failed"
 _LOSS = "Failed to requeue"  # lib/sidekiq/fetch.rb: the jobs it was about to push back are gone
 
 _EVENT_COMMAND = re.compile(r"sidekiq-deployed-[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-# How redis_sidekiq/deploy/files/sidekiq-deployed.jinja begins.
-_EVENT_COMMAND_BEGINS = b"#!/bin/sh\n# Managed by Salt (formula redis_sidekiq)"
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -684,7 +682,7 @@ def event_commands(name: str) -> list[str]:
         salt '*' sidekiq.event_commands /usr/local/sbin
     """
     paths = [os.path.join(name, entry) for entry in folder_entries(name) or [] if _EVENT_COMMAND.fullmatch(entry)]
-    return [path for path in paths if _begins(path, _EVENT_COMMAND_BEGINS)]
+    return [path for path in paths if __salt__["whole_files.is_ours"](path)]
 
 
 def event_commands_remove(name: str, paths: list[str]) -> None:
@@ -1742,17 +1740,3 @@ def _environment_read(text: str) -> dict[str, str]:
 
 def _printable(text: str, but: str) -> bool:
     return not any((ord(char) < 32 or ord(char) == 127) and char not in but for char in text)
-
-
-# Files
-
-
-def _begins(path: str, beginning: bytes) -> bool:
-    """Is this a plain file, not a link, that begins so?"""
-    try:
-        if not stat.S_ISREG(os.lstat(path).st_mode):
-            return False
-        with open(path, "rb") as handle:
-            return handle.read(len(beginning)) == beginning
-    except OSError as err:
-        raise CommandExecutionError(f"Cannot read {path}: {err.strerror}") from err

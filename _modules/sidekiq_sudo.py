@@ -37,8 +37,6 @@ _COMMAND = re.compile(r"(/[A-Za-z0-9_][A-Za-z0-9_.+-]*)+")
 # A program that no host has: a rule about it marks a line in a copy of the policy.
 _MARK = "/redis_sidekiq/at"
 _SUDOERS_FILE = re.compile(r"[A-Za-z0-9_-]+")
-# How redis_sidekiq/deploy/sudoers.sls' files begin, by which they are known when their name has changed.
-_BEGINS = "# Managed by Salt (formula redis_sidekiq)"
 _INCLUDE = re.compile(r'^\s*[@#](include|includedir)\s+(?:"([^"]+)"|((?:\\.|[^\s"\\])+))\s*$')
 
 
@@ -77,7 +75,7 @@ def sudoers_text(
     granted = _granted(user, units, verbs, commands, group)
     who = f"{user} and the members of {group}" if group else user
     lines = [
-        f"{_BEGINS}: changes made here are undone by the next run.",
+        "# Managed by Salt (formula redis_sidekiq): changes made here are undone by the next run.",
         f"# What {who} may run as root without a password: these commands to the letter.",
     ]
     lines += [
@@ -105,7 +103,7 @@ def sudoers_files(name: str) -> list[str]:
     """
     entries = __salt__["sidekiq.folder_entries"](name) or []
     paths = [os.path.join(name, entry) for entry in entries if _SUDOERS_FILE.fullmatch(entry)]
-    return [path for path in paths if _begins(path, _BEGINS.encode())]
+    return [path for path in paths if __salt__["whole_files.is_ours"](path)]
 
 
 def sudoers_validate(text: str, name: str, gone: Collection[str] = ()) -> None:
@@ -687,14 +685,3 @@ def _tool(name: str, package: str) -> str:
     if not found:
         raise CommandExecutionError(f"{name} is not on this host: install the package {package} first")
     return found
-
-
-def _begins(path: str, beginning: bytes) -> bool:
-    """Is this a plain file, not a link, that begins so?"""
-    try:
-        if not stat.S_ISREG(os.lstat(path).st_mode):
-            return False
-        with open(path, "rb") as handle:
-            return handle.read(len(beginning)) == beginning
-    except OSError as err:
-        raise CommandExecutionError(f"Cannot read {path}: {err.strerror}") from err

@@ -579,24 +579,6 @@ def facts(root=""):
     }
 
 
-def sshd_ports():
-    """
-    The ports at which this host's sshd can be reached: those of its configuration in force (``sshd -T``), those on
-    which a running one listens, and those of ``ssh.socket``. Empty if there is no sshd.
-
-    Returns a sorted list of port numbers.
-
-    Raises CommandExecutionError if there is an sshd and its ports cannot be told.
-
-    CLI Example:
-
-    .. code-block:: bash
-
-        salt '*' ufw_guard.sshd_ports
-    """
-    return sorted({door.port for door in _sshd_doors(_sockets(), _owners())})
-
-
 # --------------------------------------------------------------------------------------------------------------------
 # The guards: each takes (lines, policies, facts, ipv6) and returns a sentence, empty if all is well
 # --------------------------------------------------------------------------------------------------------------------

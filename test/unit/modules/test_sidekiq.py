@@ -28,7 +28,7 @@ SERVICE = {
 
 
 @pytest.fixture
-def sidekiq(load, tmp_path, monkeypatch):
+def sidekiq(load, whole_files, tmp_path, monkeypatch):
     """The module with a settings function, and every command answered by ``sidekiq.answers`` (a list, in order)."""
     module = load("_modules/sidekiq.py")
     module.calls, module.answers = [], []
@@ -42,8 +42,7 @@ def sidekiq(load, tmp_path, monkeypatch):
     def settings(reveal=False):
         return {"sidekiq": {"services": [SERVICE]}}
 
-    write = load("_modules/whole_files.py").write
-    module.__salt__ = {"cmd.run_all": run_all, "redis_sidekiq.settings": settings, "whole_files.write": write}
+    module.__salt__ = {"cmd.run_all": run_all, "redis_sidekiq.settings": settings, **whole_files}
     monkeypatch.setattr(module, "_LOCK", str(tmp_path / "lock" / "sidekiq.lock"))
     return module
 

@@ -20,7 +20,7 @@ def recorded(name: str) -> str:
 
 
 @pytest.fixture
-def sidekiq_sudo(load, monkeypatch):
+def sidekiq_sudo(load, whole_files, monkeypatch):
     """The module with settings, and every command answered by ``sidekiq_sudo.answers`` (a list, in order)."""
     module = load("_modules/sidekiq_sudo.py")
     module.calls, module.answers = [], []
@@ -31,9 +31,7 @@ def sidekiq_sudo(load, monkeypatch):
         answer = module.answers.pop(0) if module.answers else ""
         return answer if isinstance(answer, dict) else {"retcode": 0, "stdout": answer, "stderr": ""}
 
-    write = load("_modules/whole_files.py").write
-    module.__salt__ = {"cmd.run_all": run_all, "redis_sidekiq.settings": lambda: {"deploy": DEPLOY}}
-    module.__salt__["whole_files.write"] = write
+    module.__salt__ = {"cmd.run_all": run_all, "redis_sidekiq.settings": lambda: {"deploy": DEPLOY}, **whole_files}
     monkeypatch.setattr(module, "_tool", lambda name, package: f"/usr/bin/{name}")
     return module
 
@@ -334,7 +332,7 @@ def test_the_file_to_blame_is_named(sidekiq_sudo):
 @pytest.mark.parametrize("was_there", [True, False])
 def test_a_sudo_that_does_not_answer_takes_the_change_back(sidekiq_sudo, tmp_path, monkeypatch, was_there):
     name, old = tmp_path / "deploy", tmp_path / "old"
-    old.write_text(f"{sidekiq_sudo._BEGINS}\n")
+    old.write_text("# Managed by Salt (formula redis_sidekiq)\n")
     if was_there:
         name.write_text("before\n")
     before = {path.name: path.read_text() for path in tmp_path.iterdir()}
