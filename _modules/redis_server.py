@@ -67,6 +67,10 @@ _SECRET_LINES = ("requirepass", "masterauth", "user", "tls-key-file-pass", "tls-
 _REFUSED = r"can't set (immutable|protected) config|Unsupported CONFIG parameter"
 # Where a server looks for its data, and what Redis takes when redis.conf does not say.
 _PLACES = {"dbfilename": "dump.rdb", "appendfilename": "appendonly.aof", "appenddirname": "appendonlydir"}
+_NO_PASSWORD = (
+    "The server of {config} takes no password known here, so it was left as it is: set that in the pillar "
+    "redis_sidekiq:redis:instances:{name}:old_passwords, then run again"
+)
 
 _PROPERTIES = ("ActiveState", "DropInPaths", "LoadState", "MainPID", "NeedDaemonReload", "Result", "UnitFileState")
 
@@ -119,6 +123,27 @@ def config_diff(name: str, instance: str) -> dict[str, Any]:
         if found and found[key] != want:
             diff[key] = {"old": found[key], "new": want}
     return diff
+
+
+def takeover_check(instance: str) -> None:
+    """
+    Whether an instance whose config somebody else made may be taken over; nothing is changed.
+
+    instance
+        Name of the instance in the settings.
+
+    Raises CommandExecutionError with what to do: the data lie elsewhere than the settings say, the server that runs takes
+    no password known here, or it must not be restarted now. Where no such config is there, nothing is asked.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' redis_server.takeover_check 6379
+    """
+    wish = _instance(instance, _settings(reveal=True))
+    if wish["config"] in __salt__["redis_instances.others"](instance):
+        _refuse_other_places(wish, _file_facts(wish["config"])["text"])
 
 
 def config_check(instance: str) -> str:
@@ -1409,10 +1434,7 @@ def _take_over(wish: dict[str, Any]) -> None:
     redis = _redis_package()
     client = _connect(wish)
     if client is None:
-        raise CommandExecutionError(
-            f"The server of {wish['config']} takes no password known here, so it was left as it is: set that in the pillar "
-            f"redis_sidekiq:redis:instances:{wish['name']}:old_passwords, then run again"
-        )
+        raise CommandExecutionError(_NO_PASSWORD.format(**wish))
     try:
         if (
             _wished(wish, "appendonly", "no").lower() == "yes"
@@ -1445,13 +1467,8 @@ def _refuse_other_places(wish: dict[str, Any], text: str) -> None:
         word, _, value = line.strip().partition(" ")
         if word.lower() in places:
             places[word.lower()] = _unquoted(value)
-    runs = False
-    with contextlib.suppress(CommandExecutionError), _session(wish, hold=False) as client:
-        redis = _redis_package()
-        with contextlib.suppress(redis.RedisError):
-            for name in places if client else ():
-                places[name] = client.config_get(name).get(name, places[name])
-                runs = True
+    said = _places_of_the_running(wish)
+    runs, places = bool(said), {**places, **said}
     places["dir"] = os.path.realpath(os.path.join("/", places["dir"]))
     wished = {name: _wished(wish, name, default) for name, default in _PLACES.items()}
     # Of a server that runs nobody knows what it has not written yet.
@@ -1473,6 +1490,21 @@ def _refuse_other_places(wish: dict[str, Any], text: str) -> None:
             f"The Redis that was set up by hand with {wish['config']} has its data under other names: set "
             + ", ".join(f"{own}:directives:{name} to {places[name]!r}" for name in moved)
         )
+
+
+def _places_of_the_running(wish: dict[str, Any]) -> dict[str, str]:
+    """Where a server that runs has its data; {} if none does, or as long as this host cannot ask one."""
+    try:
+        redis = _redis_package()
+    except CommandExecutionError:
+        return {}
+    with _session(wish, hold=False) as client:
+        if client is None:
+            raise CommandExecutionError(_NO_PASSWORD.format(**wish))
+        try:
+            return {name: client.config_get(name).get(name, default) for name, default in {**_PLACES, "dir": "/"}.items()}
+        except redis.RedisError:
+            return {}
 
 
 def _without_remarks(text: str) -> str:

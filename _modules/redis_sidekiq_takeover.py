@@ -8,14 +8,18 @@ its name; what sudo allows is asked from sudo.
 from __future__ import annotations
 
 import glob
+import ipaddress
 import os
 import re
+import struct
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     __salt__: dict[str, Any] = {}
+
+    _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _SERVERS = ("redis-server", "valkey-server")
 _LISTENS = "0A"  # proc(5)
@@ -58,9 +62,10 @@ def holders() -> list[dict[str, Any]]:
     """
     The processes of others that listen at ports of the settings' instances of Redis.
 
-    Returns a list of ``{instance, port, pid, unit, dir, redis, who}``: ``unit`` is that of systemd that it belongs to
-    (or empty), ``dir`` the folder that it works in, ``redis`` (bool) whether it is a server of Redis or Valkey, ``who``
-    the process in words.
+    Returns a list of ``{instance, port, pid, unit, dir, redis, in_place, who}``: ``unit`` is that of systemd that it
+    belongs to (or empty), ``dir`` the folder that it works in, ``redis`` (bool) whether it is a server of Redis or
+    Valkey, ``in_place`` (bool) whether the run goes on with it, because the instance's config is there, ``who`` the
+    process in words.
 
     CLI Example:
 
@@ -70,19 +75,42 @@ def holders() -> list[dict[str, Any]]:
     """
     redis = __salt__["redis_sidekiq.settings"]()["redis"]
     ports = {
-        port: instance["name"]
+        port: instance
         for instance in redis["instances"]
         for port in (instance["port"], instance["tls"].get("port"))
         if port
     }
-    taken = {port: inodes for port, inodes in _listening().items() if port in ports}
+    taken = {
+        inode: port for address, port, inode in _listening() if port in ports and _meets(address, ports[port]["bind"])
+    }
     if not taken:
         return []
-    owners = _owners({inode for inodes in taken.values() for inode in inodes})
-    held = {(port, pid) for port, inodes in taken.items() for inode in inodes for pid in owners.get(inode, [0])}
-    holding = [(ports[port], port, pid) for port, pid in sorted(held)]
-    ours = _own_pids(redis, {instance for instance, _, _ in holding})
-    return [_holder(*each) for each in holding if each[2] not in ours]
+    owners = _owners(set(taken))
+    held = {(port, pid) for inode, port in taken.items() for pid in owners.get(inode, [0])}
+    found, known = [_holder(ports[port], port, pid) for port, pid in sorted(held)], __salt__["redis_instances.found"]()
+    ours = _own_pids({holder["instance"] for holder in found} & set(known))
+    # A port may be that of an instance which this run drops.
+    units = {os.path.basename(path) for paths in known.values() for path in paths}
+    return [holder for holder in found if holder["pid"] not in ours and holder["unit"] not in units]
+
+
+def in_the_way(instance: str) -> str:
+    """
+    Who has a port of an instance that was not made yet, so that it cannot be.
+
+    instance
+        Name of the instance in the settings: its port.
+
+    Returns what :func:`found` has among its ``problems`` about that, or an empty text; a Redis that is taken over in place
+    is not in the way.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' redis_sidekiq_takeover.in_the_way 6379
+    """
+    return "; ".join(_in_the_way([holder for holder in holders() if holder["instance"] == instance]))
 
 
 # --- below: how it is found ------------------------------------------------------------------------------------------
@@ -91,8 +119,18 @@ def holders() -> list[dict[str, Any]]:
 
 
 def _in_the_way(held: list[dict[str, Any]]) -> list[str]:
-    said = "redis_sidekiq:redis:instances:{instance}: {port} is taken by {who}: stop that, or choose another port"
-    return [said.format(**holder) for holder in held if not holder["redis"]]
+    key = "redis_sidekiq:redis:instances"
+    return [f"{key}:{holder['instance']}: {_taken(holder)}" for holder in held if not holder["in_place"]]
+
+
+def _taken(holder: dict[str, Any]) -> str:
+    said = f"port {holder['port']} is taken by {holder['who']}"
+    if not holder["redis"]:
+        return f"{said}: stop that, or choose another port"
+    return (
+        f"{said}, which works in {holder['dir']} by a config of another name: move its keys as docs/migrating.md says, or "
+        "choose another port"
+    )
 
 
 def _unlinkable(programs: dict[str, str]) -> list[str]:
@@ -113,7 +151,7 @@ def _programs(redis: dict[str, Any]) -> dict[str, str]:
 def _running(held: list[dict[str, Any]]) -> list[str]:
     said = []
     for holder in held:
-        if holder["redis"]:
+        if holder["in_place"]:
             files = _data(holder["dir"])
             data = f"with its data in {holder['dir']}" + (f" ({', '.join(files)})" if files else "")
             place = f"redis_{holder['instance']}: a Redis of others has port {holder['port']}"
@@ -158,10 +196,8 @@ def _data(folder: str) -> list[str]:
     return [f"{os.path.relpath(path, folder)} of {os.path.getsize(path):,} bytes".replace(",", " ") for path in files]
 
 
-def _own_pids(redis: dict[str, Any], instances: set[str]) -> set[int]:
-    known = __salt__["redis_instances.found"]()
-    own = [name for name in instances if name in known]
-    return {__salt__["redis_server.status"](name, ask=False)["pid"] for name in own} - {0}
+def _own_pids(instances: set[str]) -> set[int]:
+    return {__salt__["redis_server.status"](name, ask=False)["pid"] for name in instances} - {0}
 
 
 # Sidekiq and sudo
@@ -256,14 +292,27 @@ def _rule_words(rule: dict[str, Any]) -> str:
 # /proc and files
 
 
-def _listening() -> dict[int, list[str]]:
-    """TCP port -> inodes of the sockets that listen there, at whatever address."""
-    found: dict[int, list[str]] = {}
+def _listening() -> Iterator[tuple[_Address, int, str]]:
+    """Of each socket that listens on TCP: its address, its port, its inode."""
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         for words in map(str.split, _read(table).splitlines()[1:]):
             if words[3] == _LISTENS:
-                found.setdefault(int(words[1].rpartition(":")[2], 16), []).append(words[9])
-    return found
+                address, _, port = words[1].partition(":")
+                yield _address(address), int(port, 16), words[9]
+
+
+def _address(text: str) -> _Address:
+    """``0100007F``: words of 32 bits in this host's byte order."""
+    words = [int(text[at : at + 8], 16) for at in range(0, len(text), 8)]
+    return ipaddress.ip_address(struct.pack(f"={len(words)}I", *words))
+
+
+def _meets(address: _Address, bind: list[str]) -> bool:
+    """Whether who listens at one address keeps Redis from listening at its own, one by one as ``bind`` has them."""
+    own = [each.lstrip("-").partition("%")[0] for each in bind]
+    if address.is_unspecified or any("*" in each for each in own):
+        return True
+    return (getattr(address, "ipv4_mapped", None) or address) in map(ipaddress.ip_address, own)
 
 
 def _owners(inodes: set[str]) -> dict[str, list[int]]:
@@ -279,18 +328,19 @@ def _owners(inodes: set[str]) -> dict[str, list[int]]:
     return found
 
 
-def _holder(instance: str, port: int, pid: int) -> dict[str, Any]:
+def _holder(instance: dict[str, Any], port: int, pid: int) -> dict[str, Any]:
     """One process; 0 is one that cannot be seen from here, of another container perhaps."""
     name = _read(f"/proc/{pid}/comm").strip() if pid else ""
     program, unit = _target(f"/proc/{pid}/exe") or name, _unit_of(pid)
     who = f"{program} (pid {pid}{', ' + unit if unit else ''})" if pid else "a process that cannot be seen from here"
     return {
-        "instance": instance,
+        "instance": instance["name"],
         "port": port,
         "pid": pid,
         "unit": unit,
         "dir": _target(f"/proc/{pid}/cwd"),
         "redis": name in _SERVERS,
+        "in_place": name in _SERVERS and os.path.exists(instance["config"]),
         "who": who,
     }
 

@@ -93,12 +93,14 @@ def data(instance: str) -> dict[str, Any]:
 
 def hindrance(instance: str) -> str:
     """
-    Why an instance cannot go over to the build of the settings: it was gone back from, or it is too old for the data.
+    Why an instance cannot go over to the build of the settings: another server has its port, it was gone back from, or it
+    is too old for the data.
 
     instance
         Name of the instance in the settings.
 
-    Returns a sentence that says what to do, or an empty one.
+    Returns a sentence that says what to do, or an empty one. Raises what :func:`redis_server.takeover_check` does, of an
+    instance that was not made yet.
 
     CLI Example:
 
@@ -107,6 +109,10 @@ def hindrance(instance: str) -> str:
         salt '*' redis_upgrade.hindrance 6379
     """
     wish, found = _wish(instance), facts(instance)
+    if not found["build"]:
+        if said := __salt__["redis_sidekiq_takeover.in_the_way"](instance):
+            return said
+        __salt__["redis_server.takeover_check"](instance)
     if found["refused"]:
         return (
             f"Redis instance {instance} does not go over to {wish['build']} again: {found['refused']}. Change the "

@@ -31,6 +31,9 @@ The folder for Redis' settings is there:
     - mode: '0750'
     - require:
       - group: The group {{ redis.group }} is there
+{%- for instance in redis.instances %}
+      - redis_upgrade: Redis instance {{ instance.name }} may run the build of the settings
+{%- endfor %}
 
 The folder for Redis' data is there:
   file.directory:

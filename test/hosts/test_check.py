@@ -165,7 +165,7 @@ def test_a_host_that_was_made_by_hand(make_host, masterless, watched):
     wait_for(lambda: ":6380" in host.run(["ss", "-tln"]).stdout, 20, "a program that listens at 6380")
     with watched(host):
         report = check(host)
-    assert "python3" in about(report["problems"], "redis_sidekiq:redis:instances:6380: 6380 is taken by ")
+    assert "python3" in about(report["problems"], "redis_sidekiq:redis:instances:6380: port 6380 is taken by ")
     takes_over = report["takes_over"]
     assert about(takes_over, "/usr/local/bin/redis-server", "/usr/local/bin/redis-cli")
     assert "dump.rdb" in about(takes_over, "a Redis of others has port 6379", "/var/redis/6379")

@@ -6,7 +6,7 @@ import pytest
 
 from test.hosts import app
 from test.hosts.harness.host import Host
-from test.hosts.lab import apply_locally, make_masterless, put_pillar, tarball, wait_for
+from test.hosts.lab import apply_locally, make_masterless, put_pillar, salt_call, tarball, wait_for
 from test.hosts.load import load
 
 VERSION = "7.0.15"
@@ -44,6 +44,34 @@ systemctl daemon-reload
 systemctl start redis_6379
 until redis-cli ping 2>&1 | grep -q "PONG\\|NOAUTH"; do sleep 0.1; done
 """
+# Another kind of tutorial: a unit, a user, a config beside it.
+REDIS_UNIT = """\
+[Unit]
+Description=Redis In-Memory Data Store
+After=network.target
+
+[Service]
+User=keeper
+Group=keeper
+ExecStart=/usr/local/bin/redis-server {config}
+ExecStop=/usr/local/bin/redis-cli shutdown
+Restart=always
+
+[Install]
+WantedBy=multi-user.target
+"""
+UNIT_STEPS = """
+set -eu
+tar xzf /packages/redis-{version}.tar.gz -C /root
+for name in server cli; do install /opt/redis/*/bin/redis-$name /usr/local/bin; done
+adduser --quiet --system --group --no-create-home keeper
+install -d -o keeper -g keeper -m 0770 {folder}
+mkdir -p /etc/redis
+sed -e 's,^dir .*,dir {folder},' /root/redis-{version}/redis.conf > {config}
+systemctl daemon-reload
+systemctl enable -q --now {unit}
+until redis-cli ping 2>&1 | grep -q PONG; do sleep 0.1; done
+"""
 # As in many a tutorial of Capistrano's.
 SUDO = "deploy ALL=NOPASSWD: /bin/systemctl restart sidekiq\n"
 
@@ -73,6 +101,11 @@ def bare(host: Host) -> None:
 
 def redis_by_hand(host: Host, folder: str, more: str = "") -> None:
     host.run(["sh", "-c", REDIS.format(version=VERSION, folder=folder, more=more)])
+
+
+def redis_by_unit(host: Host, unit: str, config: str, folder: str) -> None:
+    host.write(f"/etc/systemd/system/{unit}.service", REDIS_UNIT.format(config=config))
+    host.run(["sh", "-c", UNIT_STEPS.format(version=VERSION, unit=unit, config=config, folder=folder)])
 
 
 @pytest.fixture
@@ -168,6 +201,60 @@ def test_data_that_lie_elsewhere_are_never_left_for_an_empty_redis(handmade):
     assert host.run([*ask, "config", "get", "dir"]).stdout.split() == ["dir", elsewhere]
     owners = host.run(["find", elsewhere, "-printf", "%u\n"]).stdout.split()
     assert set(owners) == {"redis"} and host.run(["pgrep", "-c", "redis-server"]).stdout == "1\n"
+
+
+def test_a_unit_of_a_persons_is_taken_over(handmade):
+    host, folder = handmade, "/var/redis/6379"
+    redis_by_unit(host, "redis_6379", "/etc/redis/6379.conf", folder)
+    app.redis(host, "set", "kept", "from the time before")
+    settings = {"roles": ["redis"], "redis": {**tarball(VERSION), "instances": {"6379": {}}}}
+    put_pillar(host, {"redis_sidekiq": settings})
+
+    announced = apply_locally(host, test=True).assert_ok()
+    unit = "/etc/systemd/system/redis_6379.service"
+    assert set(announced.changed["Redis instance 6379 has its config"]["taken over"]) == {unit, "/etc/redis/6379.conf"}
+    run = apply_locally(host).assert_ok()
+    assert set(run.changed) <= set(announced.pending)
+    apply_locally(host).assert_unchanged()
+    for _ in range(2):
+        assert app.redis(host, "get", "kept") == "from the time before"
+        pid = app.main_pid(host, "redis_6379")
+        assert host.run(["stat", "-c", "%U", f"/proc/{pid}"]).stdout == "redis\n"
+        assert set(host.run(["find", folder, "-printf", "%u\n"]).stdout.split()) == {"redis"}
+        host.reboot()
+    assert (
+        "User=keeper"
+        in host.run(["cat", "/var/lib/redis_sidekiq/by-hand/etc_systemd_system_redis_6379.service"]).stdout
+    )
+
+
+def test_a_redis_under_other_names_stops_the_run_before_it_begins(handmade):
+    host = handmade
+    redis_by_unit(host, "redis", "/etc/redis/redis.conf", "/var/lib/redis")
+    folder = ["stat", "-c", "%a %U:%G", "/etc/redis"]
+    before, mode = app.redis(host, "info", "server"), host.run(folder).stdout
+    settings = {"roles": ["redis"], "redis": {**tarball(VERSION), "instances": {"6379": {}}}}
+    put_pillar(host, {"redis_sidekiq": settings})
+    taken = "port 6379 is taken by /usr/local/bin/redis-server (pid {}, redis.service), which works in /var/lib/redis"
+    taken = taken.format(app.main_pid(host, "redis"))
+
+    [problem] = salt_call(host, "redis_sidekiq.check", check=False)["problems"]
+    assert taken in problem
+    for test in (True, False):
+        run = apply_locally(host, test=test)
+        assert taken in run.failed["Redis instance 6379 may run the build of the settings"]
+        assert not [name for name in run.changed if "instance" in name or "programs" in name]
+    assert run_id(app.redis(host, "info", "server")) == run_id(before)
+    # Its user can read its config at the next start as before.
+    assert host.run(folder).stdout == mode
+    assert not host.exists("/etc/redis/6379.conf") and not host.exists("/var/redis/6379")
+
+    host.run(["redis-cli", "config", "set", "bind", host.address, "protected-mode", "no"])
+    settings["redis"]["instances"] = {"6379": {"bind": ["127.0.0.1"]}}
+    put_pillar(host, {"redis_sidekiq": settings})
+    apply_locally(host).assert_ok()
+    apply_locally(host).assert_unchanged()
+    assert run_id(host.run(["redis-cli", "-h", host.address, "info", "server"]).stdout) == run_id(before)
 
 
 def run_id(info: str) -> str:

@@ -534,7 +534,8 @@ def test_a_window_is_by_the_hosts_clock(redis_server, window, clock, inside):
 @pytest.fixture
 def by_hand(redis_server, tmp_path):
     """An instance with a config of somebody else's, whose server does not run."""
-    redis_server._connect = lambda wish: None
+    nobody = redis.Redis(unix_socket_path=str(tmp_path / "no.sock"))
+    redis_server._connect = lambda wish: nobody
     wish = {**INSTANCE, "dir": str(tmp_path), "directives": [["appendonly", "yes"]]}
     return redis_server, wish, tmp_path
 
@@ -556,6 +557,13 @@ def test_data_under_another_name_are_told_with_the_directive(by_hand):
     (folder / "jobs.rdb").touch()
     with pytest.raises(CommandExecutionError, match="directives:dbfilename to 'jobs.rdb'"):
         redis_server._refuse_other_places(wish, f"dir {folder}\ndbfilename jobs.rdb")
+
+
+def test_a_server_that_cannot_be_asked_is_left_alone(by_hand):
+    redis_server, wish, folder = by_hand
+    redis_server._connect = lambda wish: None
+    with pytest.raises(CommandExecutionError, match="no password known here.*instances:6379:old_passwords"):
+        redis_server._refuse_other_places(wish, f"dir {folder}")
 
 
 def test_data_are_given_to_redis_and_nothing_is_followed(redis_server, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import socket
 
@@ -16,20 +17,49 @@ def takeover(load):
 def test_a_port_has_its_process(takeover):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        inodes = takeover._listening()[port]
-        assert takeover._owners(set(inodes)) == {inodes[0]: [os.getpid()]}
-    assert port not in takeover._listening()
+        [(address, inode)] = [(str(one), inode) for one, at, inode in takeover._listening() if at == port]
+        assert address == "127.0.0.1"
+        assert takeover._owners({inode}) == {inode: [os.getpid()]}
+    assert port not in [at for _, at, _ in takeover._listening()]
 
 
 def test_a_connection_holds_no_port(takeover):
     with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
-        assert client.getsockname()[1] not in takeover._listening()
+        assert client.getsockname()[1] not in [port for _, port, _ in takeover._listening()]
+
+
+@pytest.mark.parametrize(
+    "listens, bind, meets",
+    [
+        ("127.0.0.1", ["127.0.0.1", "-::1"], True),
+        ("::1", ["127.0.0.1", "-::1"], True),
+        ("10.0.0.5", ["127.0.0.1", "-::1"], False),
+        ("0.0.0.0", ["127.0.0.1"], True),
+        ("::", ["127.0.0.1"], True),
+        ("10.0.0.5", ["*", "-::*"], True),
+        ("::ffff:10.0.0.5", ["10.0.0.5"], True),
+        ("fe80::1", ["fe80::1%eth0"], True),
+        ("10.0.0.5", ["10.0.0.6"], False),
+    ],
+)
+def test_who_listens_elsewhere_is_not_in_the_way(takeover, listens, bind, meets):
+    assert takeover._meets(ipaddress.ip_address(listens), bind) is meets
+
+
+def test_an_address_of_the_kernels_table(takeover):
+    assert str(takeover._address("0100007F")) == "127.0.0.1"
+    assert str(takeover._address("00000000000000000000000001000000")) == "::1"
 
 
 def test_holders_are_those_of_others(takeover):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        redis = {"instances": [{"name": "6379", "port": port, "tls": {}}, {"name": "6380", "port": 0, "tls": {}}]}
+        redis = {
+            "instances": [
+                {"name": name, "port": own, "tls": {}, "config": "/no/such", "bind": ["127.0.0.1"]}
+                for name, own in (("6379", port), ("6380", 0))
+            ]
+        }
         known = {}
         takeover.__salt__ = {
             "redis_sidekiq.settings": lambda: {"redis": redis},
@@ -49,7 +79,7 @@ def test_holders_are_those_of_others(takeover):
 
 
 def test_a_process_that_cannot_be_seen_is_said_to_be_one(takeover):
-    holder = takeover._holder("6379", 6379, 0)
+    holder = takeover._holder({"name": "6379", "config": "/no/such"}, 6379, 0)
     assert holder["who"] == "a process that cannot be seen from here" and not holder["redis"]
 
 
