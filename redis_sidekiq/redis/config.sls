@@ -23,17 +23,19 @@ The user {{ redis.user }}, who runs Redis, is there:
     - require:
       - group: The group {{ redis.group }} is there
 
+# Open to all, for a server of others may have its config here; each file of the formula's guards itself.
 The folder for Redis' settings is there:
   file.directory:
     - name: /etc/redis
     - user: root
-    - group: {{ redis.group | tojson }}
-    - mode: '0750'
+    - group: root
+    - mode: '0755'
+{%- if redis.instances %}
     - require:
-      - group: The group {{ redis.group }} is there
 {%- for instance in redis.instances %}
       - redis_upgrade: Redis instance {{ instance.name }} may run the build of the settings
 {%- endfor %}
+{%- endif %}
 
 The folder for Redis' data is there:
   file.directory:

@@ -56,8 +56,6 @@ def test_while_the_config_is_written(redis_host):
     host = redis_host()
     before, config = pid(host), host.run(["cat", "/etc/redis/6379.conf"]).stdout
     with small(host, "/etc/redis", "64k"):
-        host.run(["chown", "root:redis", "/etc/redis"])
-        host.run(["chmod", "0750", "/etc/redis"])
         use_up(host, "/etc/redis")
         configure(host, {"maxmemory": "80mb", "directives": {"io-threads": 2}})
         run = apply_locally(host)

@@ -254,7 +254,15 @@ def test_a_redis_under_other_names_stops_the_run_before_it_begins(handmade):
     put_pillar(host, {"redis_sidekiq": settings})
     apply_locally(host).assert_ok()
     apply_locally(host).assert_unchanged()
-    assert run_id(host.run(["redis-cli", "-h", host.address, "info", "server"]).stdout) == run_id(before)
+    ask = ["redis-cli", "-h", host.address, "info", "server"]
+    assert run_id(host.run(ask).stdout) == run_id(before)
+    lines = f"bind {host.address}\nprotected-mode no\n"
+    # Its own stop would ask the server at 127.0.0.1 to end, which is the formula's now.
+    steps = "sed -i /ExecStop/d /etc/systemd/system/redis.service && systemctl daemon-reload && systemctl restart redis"
+    host.run(["sh", "-c", f"printf '{lines}' >> /etc/redis/redis.conf && {steps}"])
+    wait_for(lambda: "run_id" in host.run(ask, check=False).stdout, 20, "the other Redis, started anew")
+    assert host.run(["stat", "-c", "%a", "/etc/redis/6379.conf"]).stdout == "640\n"
+    apply_locally(host).assert_unchanged()
 
 
 def run_id(info: str) -> str:
