@@ -9,10 +9,17 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import pytest
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from test.wrong_pillars import CERTIFICATE
 
+# The same examples in each run of the tests; the soak looks for new ones.
+RUN = settings(
+    max_examples=1000, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+)
+SOAK = pytest.param(settings(RUN, max_examples=50_000, derandomize=False), marks=pytest.mark.soak, id="soak")
 ROOT = "redis_sidekiq"
 KEY = CERTIFICATE.replace("CERTIFICATE", "RSA PRIVATE KEY")
 # However it is changed in one place, one of the three words is still in it.

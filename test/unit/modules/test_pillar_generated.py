@@ -7,15 +7,11 @@ import re
 from datetime import date
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from salt.exceptions import SaltInvocationError
 
-from test.generated_pillars import GARBAGE, ROOT, changed_pillars, leaves, put, right_pillars, secret_pillars
+from test.generated_pillars import GARBAGE, ROOT, RUN, SOAK, changed_pillars, leaves, put, right_pillars, secret_pillars
 
-RUN = settings(
-    max_examples=1000, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
-)
-SOAK = settings(RUN, max_examples=50_000, derandomize=False)
 LINE = re.compile(r"redis_sidekiq(:[A-Za-z0-9_.@*-]*)*: .+")
 
 
@@ -48,22 +44,14 @@ def run(module, how, pillars):
     assert min(seen.values()) > sum(seen.values()) / 50, seen
 
 
-def test_sentences_or_settings(redis_sidekiq):
-    run(redis_sidekiq, RUN, changed_pillars(redis_sidekiq))
+@pytest.mark.parametrize("how", [RUN, SOAK])
+def test_sentences_or_settings(redis_sidekiq, how):
+    run(redis_sidekiq, how, changed_pillars(redis_sidekiq))
 
 
-def test_no_secret_is_shown(redis_sidekiq):
-    run(redis_sidekiq, settings(RUN, max_examples=500), changed_pillars(redis_sidekiq, secret_pillars(redis_sidekiq)))
-
-
-@pytest.mark.soak
-def test_sentences_or_settings_for_long(redis_sidekiq):
-    run(redis_sidekiq, SOAK, changed_pillars(redis_sidekiq))
-
-
-@pytest.mark.soak
-def test_no_secret_is_shown_for_long(redis_sidekiq):
-    run(redis_sidekiq, SOAK, changed_pillars(redis_sidekiq, secret_pillars(redis_sidekiq)))
+@pytest.mark.parametrize("how", [settings(RUN, max_examples=500), SOAK])
+def test_no_secret_is_shown(redis_sidekiq, how):
+    run(redis_sidekiq, how, changed_pillars(redis_sidekiq, secret_pillars(redis_sidekiq)))
 
 
 def test_right_pillars_are_never_taken_apart(redis_sidekiq):

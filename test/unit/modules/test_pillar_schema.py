@@ -10,20 +10,15 @@ import re
 import jsonschema
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from test.conftest import REPO
-from test.generated_pillars import GARBAGE, PGP, ROOT, VALUES, changed_pillars, leaves, put, right_pillars
+from test.generated_pillars import GARBAGE, PGP, ROOT, RUN, SOAK, VALUES, changed_pillars, leaves, put, right_pillars
 from test.unit.modules.test_redis_sidekiq import COMMENTED, EXAMPLE, alternatives
 from test.wrong_pillars import CERTIFICATE, WRONG_PILLARS
 
-# The same examples in each run of the tests; the soak looks for new ones.
-RUN = settings(
-    max_examples=1000, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
-)
 SOME = settings(RUN, max_examples=300)
-SOAK = settings(RUN, max_examples=50_000, derandomize=False)
 
 
 def ecma(pattern: str) -> re.Pattern:
@@ -166,18 +161,9 @@ def test_right_pillars_are_right(module, valid):
     both_accept()
 
 
-def test_schema_and_checker_agree(module, valid):
-    @RUN
-    @given(changed_pillars(module))
-    def both_say_the_same(pillar):
-        agree(module, valid, pillar)
-
-    both_say_the_same()
-
-
-@pytest.mark.soak
-def test_schema_and_checker_agree_for_long(module, valid):
-    @SOAK
+@pytest.mark.parametrize("how", [RUN, SOAK])
+def test_schema_and_checker_agree(module, valid, how):
+    @how
     @given(changed_pillars(module))
     def both_say_the_same(pillar):
         agree(module, valid, pillar)
