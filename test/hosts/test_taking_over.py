@@ -203,29 +203,33 @@ def test_data_that_lie_elsewhere_are_never_left_for_an_empty_redis(handmade):
     assert set(owners) == {"redis"} and host.run(["pgrep", "-c", "redis-server"]).stdout == "1\n"
 
 
-def test_a_unit_of_a_persons_is_taken_over(handmade):
+@pytest.mark.soak
+@pytest.mark.parametrize("made", ["a unit", "an init script"])
+@pytest.mark.parametrize("manager", ["systemd", "sysv"])
+def test_whatever_starts_it_is_taken_over_by_either_manager(handmade, made, manager):
     host, folder = handmade, "/var/redis/6379"
-    redis_by_unit(host, "redis_6379", "/etc/redis/6379.conf", folder)
+    if made == "a unit":
+        redis_by_unit(host, "redis_6379", "/etc/redis/6379.conf", folder)
+    else:
+        redis_by_hand(host, folder)
+    path = {"a unit": "/etc/systemd/system/redis_6379.service", "an init script": "/etc/init.d/redis_6379"}[made]
+    text = host.run(["cat", path]).stdout
     app.redis(host, "set", "kept", "from the time before")
-    settings = {"roles": ["redis"], "redis": {**tarball(VERSION), "instances": {"6379": {}}}}
-    put_pillar(host, {"redis_sidekiq": settings})
+    redis = {**tarball(VERSION), "service_manager": manager, "instances": {"6379": {}}}
+    put_pillar(host, {"redis_sidekiq": {"roles": ["redis"], "redis": redis}})
 
     announced = apply_locally(host, test=True).assert_ok()
-    unit = "/etc/systemd/system/redis_6379.service"
-    assert set(announced.changed["Redis instance 6379 has its config"]["taken over"]) == {unit, "/etc/redis/6379.conf"}
+    assert path in announced.changed["Redis instance 6379 has its config"]["taken over"]
     run = apply_locally(host).assert_ok()
     assert set(run.changed) <= set(announced.pending)
     apply_locally(host).assert_unchanged()
     for _ in range(2):
         assert app.redis(host, "get", "kept") == "from the time before"
-        pid = app.main_pid(host, "redis_6379")
+        [pid] = host.run(["pgrep", "redis-server"]).stdout.split()
         assert host.run(["stat", "-c", "%U", f"/proc/{pid}"]).stdout == "redis\n"
         assert set(host.run(["find", folder, "-printf", "%u\n"]).stdout.split()) == {"redis"}
         host.reboot()
-    assert (
-        "User=keeper"
-        in host.run(["cat", "/var/lib/redis_sidekiq/by-hand/etc_systemd_system_redis_6379.service"]).stdout
-    )
+    assert host.run(["cat", f"/var/lib/redis_sidekiq/by-hand/{path[1:].replace('/', '_')}"]).stdout == text
 
 
 def test_a_redis_under_other_names_stops_the_run_before_it_begins(handmade):
