@@ -4,7 +4,7 @@ firewall and sysctls never see it. Each host has a namespace too, and an interfa
 
 from __future__ import annotations
 
-from test.hosts.harness.machine import PREFIX, run
+from test.hosts.harness.machine import PREFIX, locked, run
 
 SWITCH = f"{PREFIX}-switch"  # the namespace of the bridge
 BRIDGE = "br0"
@@ -56,8 +56,9 @@ def remove_switch() -> None:
 
 
 def _make_switch() -> None:
-    if run(["ip", "-n", SWITCH, "link", "show", BRIDGE], check=False).returncode == 0:
-        return
-    run(["ip", "netns", "add", SWITCH], check=False)
-    run(["ip", "-n", SWITCH, "link", "add", BRIDGE, "type", "bridge"])
-    run(["ip", "-n", SWITCH, "link", "set", BRIDGE, "up"])
+    with locked("switch"):  # the first hosts are made at the same time
+        if run(["ip", "-n", SWITCH, "link", "show", BRIDGE], check=False).returncode == 0:
+            return
+        run(["ip", "netns", "add", SWITCH], check=False)
+        run(["ip", "-n", SWITCH, "link", "add", BRIDGE, "type", "bridge"])
+        run(["ip", "-n", SWITCH, "link", "set", BRIDGE, "up"])
