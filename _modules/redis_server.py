@@ -1502,7 +1502,7 @@ def _places_of_the_running(wish: dict[str, Any]) -> dict[str, str]:
         if client is None:
             raise CommandExecutionError(_NO_PASSWORD.format(**wish))
         try:
-            return {name: client.config_get(name).get(name, default) for name, default in {**_PLACES, "dir": "/"}.items()}
+            return {word: value for name in ("dir", *_PLACES) for word, value in client.config_get(name).items()}
         except redis.RedisError:
             return {}
 

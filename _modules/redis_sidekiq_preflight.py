@@ -66,7 +66,10 @@ def report() -> dict[str, Any]:
         takes_over = _look_around(found)
         run = next_run()
         next_lines = [f"{state['id']}: {state['comment']}" for state in run["states"]]
-        said = [f"{state['id']}: {state['comment']}" for state in run["failed"] if state["comment"] not in found["problems"]]
+        # What stops a state by a sentence that is among them already is said by its key alone.
+        said = [
+            f"{state['id']}: {state['comment']}" for state in run["failed"] if state["comment"] not in found["problems"]
+        ]
         found["problems"] += [*run["refused"], *said]
         found["warnings"] += run["warnings"]
         found["facts"] |= {"live": run["live"], "restarts": run["restarts"]}

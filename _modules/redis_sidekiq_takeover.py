@@ -11,7 +11,6 @@ import glob
 import ipaddress
 import os
 import re
-import struct
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,10 +18,7 @@ if TYPE_CHECKING:
 
     __salt__: dict[str, Any] = {}
 
-    _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-
 _SERVERS = ("redis-server", "valkey-server")
-_LISTENS = "0A"  # proc(5)
 _OTHERS = "a file of others"  # redis_build's words
 _DATA = (".rdb", ".aof", ".manifest")
 
@@ -46,7 +42,7 @@ def found() -> dict[str, list[str]]:
         held = holders()
         programs = _programs(settings["redis"])
         said += _running(held) + _redis(settings["redis"], programs)
-        problems += _in_the_way(held) + _unlinkable(programs)
+        problems += _conflicts(held) + _unlinkable(programs)
     if "firewall" in roles:
         said += _firewall(settings["firewall"])
     if "sidekiq" in roles:
@@ -80,9 +76,8 @@ def holders() -> list[dict[str, Any]]:
         for port in (instance["port"], instance["tls"].get("port"))
         if port
     }
-    taken = {
-        inode: port for address, port, inode in _listening() if port in ports and _meets(address, ports[port]["bind"])
-    }
+    listening = [one for one in __salt__["ufw_guard.listeners"]() if one["port"] in ports]
+    taken = {one["inode"]: one["port"] for one in listening if _meets(one["address"], ports[one["port"]]["bind"])}
     if not taken:
         return []
     owners = _owners(set(taken))
@@ -110,7 +105,7 @@ def in_the_way(instance: str) -> str:
 
         salt '*' redis_sidekiq_takeover.in_the_way 6379
     """
-    return "; ".join(_in_the_way([holder for holder in holders() if holder["instance"] == instance]))
+    return "; ".join(_conflicts([holder for holder in holders() if holder["instance"] == instance]))
 
 
 # --- below: how it is found ------------------------------------------------------------------------------------------
@@ -118,7 +113,7 @@ def in_the_way(instance: str) -> str:
 # Redis
 
 
-def _in_the_way(held: list[dict[str, Any]]) -> list[str]:
+def _conflicts(held: list[dict[str, Any]]) -> list[str]:
     key = "redis_sidekiq:redis:instances"
     return [f"{key}:{holder['instance']}: {_taken(holder)}" for holder in held if not holder["in_place"]]
 
@@ -292,27 +287,11 @@ def _rule_words(rule: dict[str, Any]) -> str:
 # /proc and files
 
 
-def _listening() -> Iterator[tuple[_Address, int, str]]:
-    """Of each socket that listens on TCP: its address, its port, its inode."""
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        for words in map(str.split, _read(table).splitlines()[1:]):
-            if words[3] == _LISTENS:
-                address, _, port = words[1].partition(":")
-                yield _address(address), int(port, 16), words[9]
-
-
-def _address(text: str) -> _Address:
-    """``0100007F``: words of 32 bits in this host's byte order."""
-    words = [int(text[at : at + 8], 16) for at in range(0, len(text), 8)]
-    return ipaddress.ip_address(struct.pack(f"={len(words)}I", *words))
-
-
-def _meets(address: _Address, bind: list[str]) -> bool:
+def _meets(address: str, bind: list[str]) -> bool:
     """Whether who listens at one address keeps Redis from listening at its own, one by one as ``bind`` has them."""
     own = [each.lstrip("-").partition("%")[0] for each in bind]
-    if address.is_unspecified or any("*" in each for each in own):
-        return True
-    return (getattr(address, "ipv4_mapped", None) or address) in map(ipaddress.ip_address, own)
+    address = ipaddress.ip_address(address)
+    return address.is_unspecified or any("*" in each or ipaddress.ip_address(each) == address for each in own)
 
 
 def _owners(inodes: set[str]) -> dict[str, list[int]]:

@@ -862,6 +862,22 @@ def refuse(lines, policies, ipv6=True, told=(), known=None, root=""):
     return found
 
 
+def listeners():
+    """
+    This host's TCP sockets that listen, as the kernel's tables have them (proc(5)).
+
+    Returns a list of ``{address, port, inode}``; an address of IPv4 is written as one in IPv6's table too.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' ufw_guard.listeners
+    """
+    sockets = [one for one in _sockets() if one.state == LISTEN]
+    return [{"address": str(one.local), "port": one.port, "inode": one.inode} for one in sockets]
+
+
 def guards():
     """
     Names of the guards, as ``allow_lockout`` takes them.

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 def allowed(name: str) -> dict[str, Any]:
     """
     Nothing stands against the build of the settings: no server of others has the instance's port, it reads the data that
-    the instance has, and was not gone back from with this config. It changes nothing; what needs the build requires it, so that config and server stay as they are.
+    the instance has, and was not gone back from with this config. It changes nothing; what needs the build requires it, so
+    that config and server stay as they are.
 
     name
         Name of the instance in the settings: its port.

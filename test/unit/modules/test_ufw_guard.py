@@ -282,6 +282,23 @@ def test_sshd_that_does_not_tell_its_ports(sshd):
         sshd(**broken)
 
 
+def test_who_listens(guard, monkeypatch):
+    rest = "00000000:00000000 00:00000000 00000000     0        0"
+    ends = {"4": ("0100007F", "00000000"), "6": ("00000000000000000000000001000000", "0" * 32)}
+    rows = {
+        guard.TABLES[family]: f"header\n 0: {own}:18EB {any_}:0000 0A {rest} {family} 1\n"
+        for family, (own, any_) in ends.items()
+    }
+    rows[guard.TABLES["6"]] += f" 1: 0000000000000000FFFF00000500000A:18EB {'0' * 32}:0000 0A {rest} 7 1\n"
+    rows[guard.TABLES["4"]] += f" 1: 0500000A:0016 070200C0:C350 01 {rest} 8 1\n"
+    monkeypatch.setattr(guard, "_read", lambda path: rows[path])
+    assert guard.listeners() == [
+        {"address": "127.0.0.1", "port": 6379, "inode": "4"},
+        {"address": "::1", "port": 6379, "inode": "6"},
+        {"address": "10.0.0.5", "port": 6379, "inode": "7"},
+    ]
+
+
 def test_rows_of_the_kernels_tables(guard, monkeypatch):
     rows = {
         guard.TABLES["4"]: "header\n"
